@@ -1,0 +1,93 @@
+// Vectors of eight floats that any compiler target can execute, and functions compiled once for each of them.
+//
+// These are GCC / Clang vector extensions, not intrinsics: one source gives SSE2, AVX2 and AVX-512 code (and NEON),
+// and PYOPS_MULTIVERSION lets the dynamic linker choose among the clones on the machine at hand. Everything that a
+// multiversioned function calls must be inlined into it, hence PYOPS_HD on every helper.
+#pragma once
+
+#include <cstring>
+
+#include "portable.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define PYOPS_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define PYOPS_MULTIVERSION
+#endif
+
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
+namespace pyops::simd {
+
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef double f64x4 __attribute__((vector_size(32)));
+
+template <class V, class T>
+PYOPS_HD V load(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V, class T>
+PYOPS_HD void store(T* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+PYOPS_HD f32x8 splat(float x) { return f32x8{x, x, x, x, x, x, x, x}; }
+PYOPS_HD i32x8 splat(int32_t x) { return i32x8{x, x, x, x, x, x, x, x}; }
+
+PYOPS_HD f32x8 select(i32x8 mask, f32x8 a, f32x8 b) { return mask ? a : b; }
+PYOPS_HD i32x8 select(i32x8 mask, i32x8 a, i32x8 b) { return mask ? a : b; }
+
+PYOPS_HD i32x8 truncate(f32x8 v) { return __builtin_convertvector(v, i32x8); }
+PYOPS_HD f32x8 to_float(i32x8 v) { return __builtin_convertvector(v, f32x8); }
+PYOPS_HD f64x4 to_double(f32x4 v) { return __builtin_convertvector(v, f64x4); }
+
+PYOPS_HD f32x8 concat(f32x4 low, f32x4 high) {
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+// Element k of each half, four times: the two pixels k and k + 4 share one vector.
+template <int k>
+PYOPS_HD f32x8 repeat(f32x8 v) {
+  return __builtin_shufflevector(v, v, k, k, k, k, k + 4, k + 4, k + 4, k + 4);
+}
+
+// Low halves (high halves) of a and b.
+PYOPS_HD f32x8 lows(f32x8 a, f32x8 b) { return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11); }
+PYOPS_HD f32x8 highs(f32x8 a, f32x8 b) { return __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15); }
+
+// Vector k holds (x, y, z, -) of element k and of element k + 4. Gives x, y and z of elements 0..7.
+PYOPS_HD void transpose(const f32x8 (&v)[4], f32x8& x, f32x8& y, f32x8& z) {
+  const f32x8 xy01 = __builtin_shufflevector(v[0], v[1], 0, 8, 1, 9, 4, 12, 5, 13);
+  const f32x8 xy23 = __builtin_shufflevector(v[2], v[3], 0, 8, 1, 9, 4, 12, 5, 13);
+  const f32x8 z01 = __builtin_shufflevector(v[0], v[1], 2, 10, 3, 11, 6, 14, 7, 15);
+  const f32x8 z23 = __builtin_shufflevector(v[2], v[3], 2, 10, 3, 11, 6, 14, 7, 15);
+  x = __builtin_shufflevector(xy01, xy23, 0, 1, 8, 9, 4, 5, 12, 13);
+  y = __builtin_shufflevector(xy01, xy23, 2, 3, 10, 11, 6, 7, 14, 15);
+  z = __builtin_shufflevector(z01, z23, 0, 1, 8, 9, 4, 5, 12, 13);
+}
+
+// Past the caches: for results too large to be read again before they would be evicted. p is 16-byte aligned.
+PYOPS_HD void stream(float* p, f32x8 v) {
+#if defined(__x86_64__)
+  _mm_stream_ps(p, __m128(__builtin_shufflevector(v, v, 0, 1, 2, 3)));
+  _mm_stream_ps(p + 4, __m128(__builtin_shufflevector(v, v, 4, 5, 6, 7)));
+#else
+  store(p, v);
+#endif
+}
+
+// Makes streamed results visible to other threads.
+PYOPS_HD void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace pyops::simd

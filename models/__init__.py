@@ -1,0 +1,1 @@
+"""Thin models that wire public operators, one file a system."""

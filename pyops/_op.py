@@ -1,0 +1,101 @@
+"""Declares to PyTorch what the native libraries cannot say for themselves: fake, autograd, vmap and Triton kernels."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _native
+
+_library = torch.library.Library("pyops", "FRAGMENT")
+
+
+def declare(
+    op: str,
+    *,
+    stem: str,
+    fake: Callable[..., Any],
+    vmap: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Completes the native operator ``pyops::<op>``, which lives in the files called ``stem`` of every layer.
+
+    Without the CUDA library, CUDA tensors go to the function ``op`` of ``pyops.triton.<stem>``.
+    """
+    name = f"pyops::{op}"
+    torch.library.register_fake(name, fake)
+    if vmap is not None:
+        torch.library.register_vmap(name, vmap)
+    if backward is not None:
+        torch.library.register_autograd(name, backward, setup_context=setup_context)
+    if not _native.cuda_loaded:
+        _library.impl(op, _triton_kernel(op, stem), "CUDA")
+
+
+def _triton_kernel(op: str, stem: str) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            module = importlib.import_module(f"pyops.triton.{stem}")
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
+            raise RuntimeError(
+                f"pyops.{op} has no kernel for CUDA tensors here: {_native.cuda_problem}, or install triton."
+            ) from None
+        return getattr(module, op)(*args)
+
+    return call
+
+
+def second_derivative(reference: Callable[..., Tensor], inputs: Sequence[Tensor | None], upstream: Sequence[Tensor | None]):
+    """Gradient of a backward operator, through the plain-PyTorch definition of its forward.
+
+    ``inputs`` is the gradient that came in, then the tensors ``reference`` takes; ``upstream`` holds the gradients with
+    respect to what the backward operator returned, one for each tensor of ``reference``. Returns one gradient (or None)
+    for each of ``inputs``.
+    """
+    with torch.enable_grad():
+        leaves = [None if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in inputs]
+        grad, *tensors = leaves
+        wanted = [(t, g) for t, g in zip(tensors, upstream, strict=True) if t is not None and g is not None]
+        first = torch.autograd.grad(
+            reference(*tensors), [t for t, _ in wanted], grad, create_graph=True, allow_unused=True
+        )
+        total = sum((f * g).sum() for f, (_, g) in zip(first, wanted, strict=True) if f is not None)
+    known = [leaf for leaf in leaves if leaf is not None]
+    found = iter(torch.autograd.grad(total, known, allow_unused=True))
+    return [None if leaf is None else next(found) for leaf in leaves]
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """The rule by which every kernel decides the memory format of its result."""
+    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
+
+
+def empty_like_image(image: Tensor) -> Tensor:
+    """Uninitialised result for ``image [B, C, H, W]``: channels_last if the image is, else contiguous."""
+    if is_channels_last(image):
+        return torch.empty_like(image, memory_format=torch.channels_last)
+    return image.new_empty(image.shape)
+
+
+def fold(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """A vmapped tensor with its mapped axis of ``size`` in front, expanded where it is not mapped."""
+    if t is None:
+        return None
+    return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+
+
+def values_visible(t: Tensor) -> bool:
+    """True where reading values costs no synchronisation and breaks no trace: a plain CPU tensor in eager mode."""
+    return (
+        t.device.type == "cpu"
+        and type(t) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    )

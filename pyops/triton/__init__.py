@@ -1,0 +1,1 @@
+"""Triton kernels, under the names of the operators they stand in for."""
