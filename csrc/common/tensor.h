@@ -9,6 +9,10 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -67,11 +71,27 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
+// Large fresh CPU memory costs more in page faults (4 KiB each) than most kernels cost in arithmetic: 100 MB take about
+// 80 ms of faults, and under 10 ms in huge pages. Where the system leaves the choice to us, choose huge pages.
+inline void advise_huge_pages(const Tensor& t) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 4096;
+  constexpr size_t kLarge = size_t(4) << 20;
+  const size_t bytes = size_t(t.numel()) * t.element_size();
+  if (bytes < kLarge || !t.is_cpu()) return;
+  const uintptr_t begin = ceil_div(reinterpret_cast<uintptr_t>(t.const_data_ptr()), kPage) * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(t.const_data_ptr()) + bytes) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice only: failure changes nothing
+#endif
+}
+
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
                          bool channels_last = false) {
   using torch::headeronly::MemoryFormat;
   const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  Tensor t = torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
+  advise_huge_pages(t);
+  return t;
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) {

@@ -16,7 +16,6 @@ using torch::stable::parallel_for;
 
 constexpr int64_t kBlock = 512;       // pixels that pass through the first-level cache together
 constexpr int64_t kGrain = 16384;     // pixels worth a thread
-constexpr int64_t kStreamed = 1 << 22;  // pixels from which results go past the caches
 
 template <class A>
 struct Block {
@@ -31,15 +30,19 @@ constexpr int kLevels = std::is_same_v<T, uint8_t> ? 255 : (std::is_same_v<T, ui
 template <class T, class A>
 PYOPS_HD A decode(T v) {
   if constexpr (kLevels<T> != 0) return A(v) / A(kLevels<T>);
+  else if constexpr (std::is_same_v<T, Half>) return A(simd::half_to_float(v.x));
   else return A(v);
 }
 
 template <class T, class A>
 PYOPS_HD T encode(A v) {
   if constexpr (kLevels<T> != 0) {
-    const A scaled = (v > A(0) ? (v < A(1) ? v : A(1)) : A(0)) * A(kLevels<T>);  // NaN becomes 0
+    const A positive = v > A(0) ? v : A(0);  // NaN becomes 0
+    const A scaled = (positive < A(1) ? positive : A(1)) * A(kLevels<T>);
     const A magic = sizeof(A) == 4 ? A(12582912) : A(6755399441055744);  // adding 1.5 * 2^mantissa rounds half to even
     return T(int((scaled + magic) - magic));
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return Half(simd::float_to_half(float(v)), Half::from_bits());
   } else {
     return T(v);
   }
@@ -126,17 +129,29 @@ void scalar_backward(const Lattice<A>& lattice, Block<A>& block, const Block<A>&
 // ---- vector arithmetic: one clone for each instruction set -----------------------------------------------------------
 
 PYOPS_MULTIVERSION void simd_forward(const Lattice<float>& lattice, bool tetrahedral, const float* const (&in)[3],
-                                     float* const (&out)[3], int64_t n, bool streamed) {
+                                     float* const (&out)[3], int64_t n) {
   using simd_detail::forward;
-  if (tetrahedral) streamed ? forward<true, true>(lattice, in, out, n) : forward<true, false>(lattice, in, out, n);
-  else streamed ? forward<false, true>(lattice, in, out, n) : forward<false, false>(lattice, in, out, n);
+  const bool uniform = lattice.axis[0].vertices == nullptr;
+  if (tetrahedral) uniform ? forward<true, true>(lattice, in, out, n) : forward<true, false>(lattice, in, out, n);
+  else uniform ? forward<false, true>(lattice, in, out, n) : forward<false, false>(lattice, in, out, n);
 }
 
 PYOPS_MULTIVERSION void simd_backward(const Lattice<float>& lattice, bool tetrahedral, const float* const (&in)[3],
                                       const float* const (&grad)[3], float* const (&grad_in)[3], const Sums& sums,
                                       int64_t n) {
-  if (tetrahedral) simd_detail::backward<true>(lattice, in, grad, grad_in, sums, n);
-  else simd_detail::backward<false>(lattice, in, grad, grad_in, sums, n);
+  using simd_detail::backward;
+  const bool uniform = lattice.axis[0].vertices == nullptr;
+  if (tetrahedral)
+    uniform ? backward<true, true>(lattice, in, grad, grad_in, sums, n)
+            : backward<true, false>(lattice, in, grad, grad_in, sums, n);
+  else
+    uniform ? backward<false, true>(lattice, in, grad, grad_in, sums, n)
+            : backward<false, false>(lattice, in, grad, grad_in, sums, n);
+}
+
+// Fills the last vector of eight with copies of the last pixel, which touch no cell that it does not touch itself.
+void pad(Block<float>& block, int64_t n) {
+  for (auto& channel : block.channel) std::fill(channel + n, channel + ceil_div<int64_t>(n, 8) * 8, channel[n - 1]);
 }
 
 #define PYOPS_BLOCK_IO(T)                                                                                              \
@@ -228,13 +243,11 @@ void forward_span(const Problem& p, const Tables<A>& tables, const Pixels<T>& im
       const int64_t n = (end - begin) / 8 * 8;
       const float* in[3];
       float* result[3];
-      bool aligned = true;
       for (int64_t c = 0; c < 3; ++c) {
         in[c] = image.data + from + c * image.channel + begin;
         result[c] = out.data + to + c * out.channel + begin;
-        aligned = aligned && reinterpret_cast<uintptr_t>(result[c]) % 16 == 0;
       }
-      simd_forward(lattice, p.tetrahedral, in, result, n, aligned && p.batch * p.pixels >= kStreamed);
+      simd_forward(lattice, p.tetrahedral, in, result, n);
       begin += n;
     }
   }
@@ -244,10 +257,10 @@ void forward_span(const Problem& p, const Tables<A>& tables, const Pixels<T>& im
     load(image, from, first, n, block);
     if constexpr (std::is_same_v<A, float>) {
       if (tables.packed) {
-        for (int c = 0; c < 3; ++c) std::fill(block.channel[c] + n, block.channel[c] + ceil_div<int64_t>(n, 8) * 8, 0.f);
+        pad(block, n);
         const float* in[3] = {block.channel[0], block.channel[1], block.channel[2]};
         float* result[3] = {block.channel[0], block.channel[1], block.channel[2]};
-        simd_forward(lattice, p.tetrahedral, in, result, n, false);
+        simd_forward(lattice, p.tetrahedral, in, result, n);
         store(out, to, first, n, block);
         continue;
       }
@@ -278,7 +291,6 @@ void run_forward(const Problem& p, const Tensor& image, const Tensor& lut, const
                    [&](int64_t b, int64_t first, int64_t last) {
                      forward_span<A, T>(p, tables, source, target, b, first, last);
                    });
-    simd::stream_fence();
   });
 }
 
@@ -311,10 +323,8 @@ void backward_span(const Problem& p, const Tables<A>& tables, const Pixels<T>& i
     load(grad, b * grad.batch, first, n, up);
     if constexpr (std::is_same_v<A, float>) {
       if (tables.packed) {
-        for (int c = 0; c < 3; ++c) {
-          std::fill(block.channel[c] + n, block.channel[c] + padded, 0.f);
-          std::fill(up.channel[c] + n, up.channel[c] + padded, 0.f);
-        }
+        pad(block, n);
+        for (auto& channel : up.channel) std::fill(channel + n, channel + padded, 0.f);
         const float* in[3] = {block.channel[0], block.channel[1], block.channel[2]};
         const float* g[3] = {up.channel[0], up.channel[1], up.channel[2]};
         float* result[3] = {block.channel[0], block.channel[1], block.channel[2]};

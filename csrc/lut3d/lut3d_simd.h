@@ -6,6 +6,8 @@
 // k + 4 share vectors where a pixel needs four lanes; `transpose` then brings results back to one vector a channel.
 #pragma once
 
+#include <type_traits>
+
 #include "../common/simd.h"
 #include "lut3d.h"
 
@@ -41,31 +43,40 @@ struct Places {
   f32x8 fraction[3], scale[3];
 };
 
-PYOPS_HD void locate(f32x8 value, const Axis<float>& axis, i32x8& cell, f32x8& fraction, f32x8& scale, i32x8& inside) {
-  const f32x8 zero = splat(0.f), one = splat(1.f);
-  inside = (value >= zero) & (value <= one);
-  const f32x8 v = select(value < zero, zero, select(value > one, one, value));
-  if (axis.vertices == nullptr) {
-    scale = splat(float(axis.size - 1));
-    const f32x8 t = v * scale;
-    cell = truncate(select(t < scale, t, splat(float(axis.size - 2))));
-    fraction = t - to_float(cell);
-    return;
-  }
-  for (int i = 0; i < 8; ++i) {  // table lookups have no vector form worth having
-    const Place<float> place = lut3d::locate(float(v[i]), axis);
+// Table lookups have no vector form worth having.
+[[gnu::noinline]] inline void locate_irregular(const float* values, const Axis<float>& axis, int32_t* cell, float* fraction,
+                                               float* scale) {
+  for (int i = 0; i < 8; ++i) {
+    const Place<float> place = lut3d::locate(values[i], axis);
     cell[i] = place.cell, fraction[i] = place.fraction, scale[i] = place.slope;
   }
 }
 
+template <bool kUniform>
 PYOPS_HD Places locate(const float* const (&in)[3], int64_t i, const Lattice<float>& lattice) {
   Places p;
-  for (int c = 0; c < 3; ++c)
-    locate(load<f32x8>(in[c] + i), lattice.axis[c], p.cell[c], p.fraction[c], p.scale[c], p.inside[c]);
+  const f32x8 zero = splat(0.f), one = splat(1.f);
+  const f32x8 last = splat(float(lattice.size - 2)), scale = splat(float(lattice.size - 1));
+  for (int c = 0; c < 3; ++c) {
+    const f32x8 value = load<f32x8>(in[c] + i);
+    p.inside[c] = (value >= zero) & (value <= one);
+    if constexpr (kUniform) {
+      const f32x8 t = select(value < zero, zero, select(value > one, one, value)) * scale;
+      p.cell[c] = truncate(select(t < scale, t, last));
+      p.fraction[c] = t - to_float(p.cell[c]);
+      p.scale[c] = scale;
+    } else {
+      alignas(32) int32_t cell[8];
+      alignas(32) float fraction[8], slope[8];
+      locate_irregular(in[c] + i, lattice.axis[c], cell, fraction, slope);
+      p.cell[c] = load<i32x8>(cell), p.fraction[c] = load<f32x8>(fraction), p.scale[c] = load<f32x8>(slope);
+    }
+  }
   return p;
 }
 
-PYOPS_HD i32x8 origin(const Places& p, int size) { return p.cell[0] + size * (p.cell[1] + size * p.cell[2]); }
+// Byte offset of the first corner of each cell in the packed table.
+PYOPS_HD i32x8 origin(const Places& p, int size) { return (p.cell[0] + size * (p.cell[1] + size * p.cell[2])) * 16; }
 
 // Corners of the tetrahedron of each pixel, see Stencil<A, true>.
 struct Path {
@@ -79,10 +90,10 @@ struct Path {
     const f32x8 high = select(red_first, r, select(green_first, g, b));
     const f32x8 low = select(blue_last, b, select(green_last, g, r));
     const f32x8 mid = middle(r, g, b);
-    const i32x8 sr = splat(1), sg = splat(size), sb = splat(size * size);
+    const i32x8 sr = splat(16), sg = splat(16 * size), sb = splat(16 * size * size);
     offset[0] = origin(p, size);
     offset[1] = offset[0] + select(red_first, sr, select(green_first, sg, sb));
-    offset[3] = offset[0] + (1 + size + size * size);
+    offset[3] = offset[0] + 16 * (1 + size + size * size);
     offset[2] = offset[3] - select(blue_last, sb, select(green_last, sg, sr));
     weight[0] = 1.f - high, weight[1] = high - mid, weight[2] = mid - low, weight[3] = low;
   }
@@ -101,9 +112,15 @@ struct Path {
   }
 };
 
+template <class T>
+PYOPS_HD T* at_byte(T* table, uint32_t offset) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(table) + offset);
+}
+
 // Vertices of pixel k (low half) and pixel k + 4 (high half).
-PYOPS_HD f32x8 load_pair(const float* packed, const int32_t* offset, int k) {
-  return concat(load<f32x4>(packed + 4 * int64_t(offset[k])), load<f32x4>(packed + 4 * int64_t(offset[k + 4])));
+PYOPS_HD f32x8 load_pair(const float* packed, const uint32_t* at, int k) {
+  return concat(load<f32x4>(at_byte(packed, at[k])), load<f32x4>(at_byte(packed, at[k + 4])));
 }
 
 // The four red edges of a pixel's cell, each (red 0 | red 1), blended along green and blue. `dg` and `db` are the
@@ -124,36 +141,36 @@ struct Edges {
 };
 
 template <int k>
-PYOPS_HD f32x8 trilinear_pair(const float* packed, int size, const int32_t* at, const float* g, const float* b, f32x8 r) {
-  const Edges near(packed + 4 * int64_t(at[k]), size, g[k], b[k]);
-  const Edges far(packed + 4 * int64_t(at[k + 4]), size, g[k + 4], b[k + 4]);
+PYOPS_HD f32x8 trilinear_pair(const float* packed, int size, const uint32_t* at, const float* g, const float* b, f32x8 r) {
+  const Edges near(at_byte(packed, at[k]), size, g[k], b[k]);
+  const Edges far(at_byte(packed, at[k + 4]), size, g[k + 4], b[k + 4]);
   const f32x8 low = lows(near.value, far.value), high = highs(near.value, far.value);
   return low + (high - low) * repeat<k>(r);
 }
 
 template <int k>
-PYOPS_HD f32x8 tetrahedral_pair(const float* packed, const int32_t (&at)[4][8], const Path& path) {
+PYOPS_HD f32x8 tetrahedral_pair(const float* packed, const uint32_t (&at)[4][8], const Path& path) {
   f32x8 sum = load_pair(packed, at[0], k) * repeat<k>(path.weight[0]);
   sum += load_pair(packed, at[1], k) * repeat<k>(path.weight[1]);
   sum += load_pair(packed, at[2], k) * repeat<k>(path.weight[2]);
   return sum + load_pair(packed, at[3], k) * repeat<k>(path.weight[3]);
 }
 
-template <bool kTetrahedral, bool kStream>
+template <bool kTetrahedral, bool kUniform>
 PYOPS_HD void forward(const Lattice<float>& lattice, const float* const (&in)[3], float* const (&out)[3], int64_t n) {
   const float* packed = lattice.values;
   const int size = lattice.size;
   for (int64_t i = 0; i < n; i += 8) {
-    const Places p = locate(in, i, lattice);
+    const Places p = locate<kUniform>(in, i, lattice);
     f32x8 rgb[4], channel[3];
     if constexpr (kTetrahedral) {
       const Path path(p, size);
-      alignas(32) int32_t at[4][8];
+      alignas(32) uint32_t at[4][8];
       for (int k = 0; k < 4; ++k) store(at[k], path.offset[k]);
       rgb[0] = tetrahedral_pair<0>(packed, at, path), rgb[1] = tetrahedral_pair<1>(packed, at, path);
       rgb[2] = tetrahedral_pair<2>(packed, at, path), rgb[3] = tetrahedral_pair<3>(packed, at, path);
     } else {
-      alignas(32) int32_t at[8];
+      alignas(32) uint32_t at[8];
       alignas(32) float g[8], b[8];
       store(at, origin(p, size)), store(g, p.fraction[1]), store(b, p.fraction[2]);
       const f32x8 r = p.fraction[0];
@@ -161,7 +178,7 @@ PYOPS_HD void forward(const Lattice<float>& lattice, const float* const (&in)[3]
       rgb[2] = trilinear_pair<2>(packed, size, at, g, b, r), rgb[3] = trilinear_pair<3>(packed, size, at, g, b, r);
     }
     transpose(rgb, channel[0], channel[1], channel[2]);
-    for (int c = 0; c < 3; ++c) kStream ? stream(out[c] + i, channel[c]) : store(out[c] + i, channel[c]);
+    for (int c = 0; c < 3; ++c) store(out[c] + i, channel[c]);
   }
 }
 
@@ -172,10 +189,10 @@ PYOPS_HD f32x8 dot(const f32x8 (&v)[4], const f32x8 (&grad)[3]) {
 }
 
 template <int k>
-PYOPS_HD void trilinear_slopes_pair(const float* packed, int size, const int32_t* at, const float* g, const float* b,
+PYOPS_HD void trilinear_slopes_pair(const float* packed, int size, const uint32_t* at, const float* g, const float* b,
                                     f32x8 r, f32x8 (&dr)[4], f32x8 (&dg)[4], f32x8 (&db)[4]) {
-  const Edges near(packed + 4 * int64_t(at[k]), size, g[k], b[k]);
-  const Edges far(packed + 4 * int64_t(at[k + 4]), size, g[k + 4], b[k + 4]);
+  const Edges near(at_byte(packed, at[k]), size, g[k], b[k]);
+  const Edges far(at_byte(packed, at[k + 4]), size, g[k + 4], b[k + 4]);
   dr[k] = highs(near.value, far.value) - lows(near.value, far.value);
   const f32x8 g_low = lows(near.dg, far.dg), b_low = lows(near.db, far.db);
   dg[k] = g_low + (highs(near.dg, far.dg) - g_low) * repeat<k>(r);
@@ -183,7 +200,7 @@ PYOPS_HD void trilinear_slopes_pair(const float* packed, int size, const int32_t
 }
 
 template <int k>
-PYOPS_HD void tetrahedral_slopes_pair(const float* packed, const int32_t (&at)[4][8], f32x8 (&high)[4], f32x8 (&mid)[4],
+PYOPS_HD void tetrahedral_slopes_pair(const float* packed, const uint32_t (&at)[4][8], f32x8 (&high)[4], f32x8 (&mid)[4],
                                       f32x8 (&low)[4]) {
   const f32x8 v0 = load_pair(packed, at[0], k), v1 = load_pair(packed, at[1], k);
   const f32x8 v2 = load_pair(packed, at[2], k), v3 = load_pair(packed, at[3], k);
@@ -197,7 +214,7 @@ PYOPS_HD f64x4 upstream(const float* const (&grad)[3], int64_t i) {
 
 PYOPS_HD void add(double* vertex, f64x4 v) { store(vertex, load<f64x4>(vertex) + v); }
 
-template <bool kTetrahedral>
+template <bool kTetrahedral, bool kUniform>
 PYOPS_HD void backward(const Lattice<float>& lattice, const float* const (&in)[3], const float* const (&grad)[3],
                        float* const (&grad_in)[3], const Sums& sums, int64_t n) {
   const float* packed = lattice.values;
@@ -205,12 +222,12 @@ PYOPS_HD void backward(const Lattice<float>& lattice, const float* const (&in)[3
   const int64_t row = 4 * size, plane = row * size;
   const bool slopes_wanted = grad_in[0] != nullptr || sums.vertices != nullptr;
   for (int64_t i = 0; i < n; i += 8) {
-    const Places p = locate(in, i, lattice);
+    const Places p = locate<kUniform>(in, i, lattice);
     const f32x8 g[3] = {load<f32x8>(grad[0] + i), load<f32x8>(grad[1] + i), load<f32x8>(grad[2] + i)};
     f32x8 slope[3], v0[4], v1[4], v2[4];
     if constexpr (kTetrahedral) {
       const Path path(p, size);
-      alignas(32) int32_t at[4][8];
+      alignas(32) uint32_t at[4][8];
       alignas(32) float weight[4][8];
       for (int k = 0; k < 4; ++k) store(at[k], path.offset[k]), store(weight[k], path.weight[k]);
       if (slopes_wanted) {
@@ -221,10 +238,10 @@ PYOPS_HD void backward(const Lattice<float>& lattice, const float* const (&in)[3
       if (sums.lut)
         for (int j = 0; j < 8; ++j) {
           const f64x4 up = upstream(grad, i + j);
-          for (int k = 0; k < 4; ++k) add(sums.lut + 4 * int64_t(at[k][j]), up * double(weight[k][j]));
+          for (int k = 0; k < 4; ++k) add(sums.lut + at[k][j] / 4, up * double(weight[k][j]));
         }
     } else {
-      alignas(32) int32_t at[8];
+      alignas(32) uint32_t at[8];
       alignas(32) float fr[8], fg[8], fb[8];
       store(at, origin(p, size)), store(fr, p.fraction[0]), store(fg, p.fraction[1]), store(fb, p.fraction[2]);
       if (slopes_wanted) {
@@ -237,7 +254,7 @@ PYOPS_HD void backward(const Lattice<float>& lattice, const float* const (&in)[3
       }
       if (sums.lut)
         for (int j = 0; j < 8; ++j) {
-          double* cell = sums.lut + 4 * int64_t(at[j]);
+          double* cell = sums.lut + at[j] / 4;
           const f64x4 up = upstream(grad, i + j), up_b = up * double(fb[j]), up_0 = up - up_b;
           const double wr = fr[j], wg = fg[j];
           const f64x4 edges[4] = {up_0 - up_0 * wg, up_0 * wg, up_b - up_b * wg, up_b * wg};

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _op
-from ..reference import lut3d as _reference
+from .. import reference as _reference
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _PIXELS = (*_FLOATS, torch.uint8, torch.uint16)
