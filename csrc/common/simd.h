@@ -34,14 +34,6 @@ PYOPS_HD void store(T* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-template <class To, class From>
-PYOPS_HD To bit_cast(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
 PYOPS_HD f32x8 splat(float x) { return f32x8{x, x, x, x, x, x, x, x}; }
 PYOPS_HD i32x8 splat(int32_t x) { return i32x8{x, x, x, x, x, x, x, x}; }
 
@@ -75,23 +67,6 @@ PYOPS_HD void transpose(const f32x8 (&v)[4], f32x8& x, f32x8& y, f32x8& z) {
   x = __builtin_shufflevector(xy01, xy23, 0, 1, 8, 9, 4, 5, 12, 13);
   y = __builtin_shufflevector(xy01, xy23, 2, 3, 10, 11, 6, 7, 14, 15);
   z = __builtin_shufflevector(z01, z23, 0, 1, 8, 9, 4, 5, 12, 13);
-}
-
-// float16 <-> float32 in integer arithmetic without branches, so that loops over them vectorise on every target.
-PYOPS_HD float half_to_float(uint16_t h) {
-  const uint32_t magnitude = uint32_t(h & 0x7fff) << 13, special = (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
-  const float finite = bit_cast<float>(magnitude) * 0x1p112f;  // moves the exponent's bias, subnormals included
-  const uint32_t bits = special ? magnitude | special : bit_cast<uint32_t>(finite);
-  return bit_cast<float>(bits | uint32_t(h & 0x8000) << 16);
-}
-
-PYOPS_HD uint16_t float_to_half(float f) {
-  const uint32_t bits = bit_cast<uint32_t>(f), a = bits & 0x7fffffff;
-  const uint32_t normal = (a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13;
-  const uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(a) + 0.5f) - 0x3f000000;  // 0.5f has the wanted ulp
-  const uint32_t finite = a < 0x38800000 ? subnormal : normal;
-  const uint32_t magnitude = a < 0x477ff000 ? finite : (a > 0x7f800000 ? 0x7e00u : 0x7c00u);
-  return uint16_t(magnitude | (bits >> 16 & 0x8000));
 }
 
 }  // namespace pyops::simd

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../common/pixel.h"
 #include "lut3d_args.h"
 #include "lut3d_simd.h"
 
@@ -22,31 +23,7 @@ struct Block {
   alignas(64) A channel[3][kBlock];
 };
 
-// ---- element types -------------------------------------------------------------------------------------------------
-
-template <class T>
-constexpr int kLevels = std::is_same_v<T, uint8_t> ? 255 : (std::is_same_v<T, uint16_t> ? 65535 : 0);
-
-template <class T, class A>
-PYOPS_HD A decode(T v) {
-  if constexpr (kLevels<T> != 0) return A(v) / A(kLevels<T>);
-  else if constexpr (std::is_same_v<T, Half>) return A(simd::half_to_float(v.x));
-  else return A(v);
-}
-
-template <class T, class A>
-PYOPS_HD T encode(A v) {
-  if constexpr (kLevels<T> != 0) {
-    const A positive = v > A(0) ? v : A(0);  // NaN becomes 0
-    const A scaled = (positive < A(1) ? positive : A(1)) * A(kLevels<T>);
-    const A magic = sizeof(A) == 4 ? A(12582912) : A(6755399441055744);  // adding 1.5 * 2^mantissa rounds half to even
-    return T(int((scaled + magic) - magic));
-  } else if constexpr (std::is_same_v<T, Half>) {
-    return Half(simd::float_to_half(float(v)), Half::from_bits());
-  } else {
-    return T(v);
-  }
-}
+// ---- element types and layouts ----------------------------------------------------------------------------------------
 
 template <class A, class T>
 PYOPS_HD void load_block(const Pixels<T>& image, int64_t base, int64_t first, int64_t n, A (*block)[kBlock]) {
@@ -403,28 +380,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& im
                                             bool need_lut, bool need_vertices) {
   const Problem p = check(image, lut, vertices, tetrahedral);
   check_gradient(grad, image);
-  need_vertices = need_vertices && vertices;
-  const auto wanted = [&](bool need, const Tensor& like, bool channels_last) {
-    return new_tensor(image, need ? sizes_of(like) : std::vector<int64_t>{0}, like.scalar_type(), channels_last);
-  };
-  const Tensor grad_image = wanted(need_image, image, need_image && is_channels_last(image));
-  Tensor grad_lut = wanted(need_lut, lut, false);
-  Tensor grad_vertices = wanted(need_vertices, vertices ? *vertices : lut, false);
-  if (image.numel() == 0) {
-    torch::stable::zero_(grad_lut), torch::stable::zero_(grad_vertices);
-    return {grad_image, grad_lut, grad_vertices};
-  }
+  Gradients g(image, lut, vertices, need_image, need_lut, need_vertices);
+  if (g.zero_if_empty(image)) return g.tuple();
   const auto run = [&](auto arithmetic, auto pixel) {
-    run_backward<decltype(arithmetic), decltype(pixel)>(p, grad, image, lut, vertices, need_image ? &grad_image : nullptr,
-                                                        need_lut ? &grad_lut : nullptr,
-                                                        need_vertices ? &grad_vertices : nullptr);
+    run_backward<decltype(arithmetic), decltype(pixel)>(p, grad, image, lut, vertices, g.image_or_null(), g.lut_or_null(),
+                                                        g.vertices_or_null());
   };
   if (image.scalar_type() == ScalarType::Double) run(double(), double());
   else
     dispatch_float(image.scalar_type(), "image", [&](auto pixel) {
       computes_in_double(image, lut, vertices) ? run(double(), pixel) : run(float(), pixel);
     });
-  return {grad_image, grad_lut, grad_vertices};
+  return g.tuple();
 }
 
 }  // namespace

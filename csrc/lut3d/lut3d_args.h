@@ -49,6 +49,41 @@ inline void check_gradient(const Tensor& grad, const Tensor& image) {
   check_same_device(grad, image, "grad");
 }
 
+// The results of lut3d_backward: uninitialised where wanted, of shape [0] where not.
+class Gradients {
+ public:
+  Gradients(const Tensor& image, const Tensor& lut, const std::optional<Tensor>& vertices, bool need_image, bool need_lut,
+            bool need_vertices)
+      : need_image_(need_image),
+        need_lut_(need_lut),
+        need_vertices_(need_vertices && vertices),
+        image_(allocate(image, need_image_, need_image && is_channels_last(image))),
+        lut_(allocate(lut, need_lut_, false)),
+        vertices_(allocate(vertices ? *vertices : lut, need_vertices_, false)) {}
+
+  const Tensor* image_or_null() const { return need_image_ ? &image_ : nullptr; }
+  const Tensor* lut_or_null() const { return need_lut_ ? &lut_ : nullptr; }
+  const Tensor* vertices_or_null() const { return need_vertices_ ? &vertices_ : nullptr; }
+  bool vertices_wanted() const { return need_vertices_; }
+  std::tuple<Tensor, Tensor, Tensor> tuple() const { return {image_, lut_, vertices_}; }
+
+  // No pixels, no gradient: true when there is nothing left to compute.
+  bool zero_if_empty(const Tensor& image) {
+    if (image.numel() != 0) return false;
+    torch::stable::zero_(lut_), torch::stable::zero_(vertices_);
+    return true;
+  }
+
+ private:
+  static Tensor allocate(const Tensor& like, bool need, bool channels_last) {
+    return need ? new_tensor(like, sizes_of(like), like.scalar_type(), channels_last)
+                : new_tensor(like, {0}, like.scalar_type());
+  }
+
+  bool need_image_, need_lut_, need_vertices_;
+  Tensor image_, lut_, vertices_;
+};
+
 inline bool computes_in_double(const Tensor& image, const Tensor& lut, const std::optional<Tensor>& vertices) {
   return image.scalar_type() == ScalarType::Double || lut.scalar_type() == ScalarType::Double ||
          (vertices && vertices->scalar_type() == ScalarType::Double);
