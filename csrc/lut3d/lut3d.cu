@@ -24,19 +24,31 @@ using fixed::add_shared;
 
 enum Access : int { kScalar, kPlanar, kInterleaved };  // how four neighbouring pixels lie in memory
 
-template <class T>
-struct Quad {
-  T channel[3][4];
+// Images of any element type. The type is a run-time value, the same for all threads: five instances of the arithmetic
+// would take five times as long to compile and run no faster.
+struct Images {
+  Pixels<void> pixels;
+  ScalarType type;
+  Access access;
 };
+
+// Four-element words need alignment of the first pixel, of every channel and of every image.
+Images images_of(const Tensor& t) {
+  const Pixels<void> p = pixels_of<void>(t);
+  const size_t word = 4 * t.element_size();
+  const bool aligned = word <= 16 && reinterpret_cast<uintptr_t>(p.data) % word == 0 && p.batch % 4 == 0 && p.linear;
+  const Access access = aligned && p.column == 1 && p.channel % 4 == 0 ? kPlanar
+                        : aligned && p.column == 3 && p.channel == 1   ? kInterleaved
+                                                                       : kScalar;
+  return {p, t.scalar_type(), access};
+}
 
 template <int kBytes>
 struct Word;
 template <> struct Word<4> { using type = unsigned; };
 template <> struct Word<8> { using type = uint2; };
 template <> struct Word<16> { using type = uint4; };
-
-template <class T>
-constexpr bool kHasWord = sizeof(T) <= 4;
+template <> struct Word<32> { using type = uint4; };  // never used: doubles have no word
 
 // Four elements at once, marked as not to be read again.
 template <class T>
@@ -54,74 +66,92 @@ __device__ __forceinline__ void store4(T* to, const T* from) {
   __stcs(reinterpret_cast<W*>(to), word);
 }
 
-template <class T>
-struct Images {
-  Pixels<T> pixels;
-  Access access;
+// Where four neighbouring pixels of image b begin. Offsets are those of the first channel; pixels past the end have -1.
+struct Reach {
+  bool words;  // one word a channel (planar) or three words (interleaved) hold them
+  int64_t word;
+  int64_t offset[4];
+
+  __device__ __forceinline__ Reach(const Images& images, int64_t b, int64_t first, int64_t pixels) {
+    const Pixels<void>& p = images.pixels;
+    words = images.access != kScalar && first + 4 <= pixels;
+    word = b * p.batch + (images.access == kPlanar ? first : 3 * first);
+    int64_t row = p.linear ? 0 : first / p.width, column = first - row * p.width;  // one division for the four
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      offset[j] = first + j < pixels ? b * p.batch + row * p.row + column * p.column : -1;
+      if (++column == p.width && !p.linear) ++row, column = 0;
+    }
+  }
 };
 
-// 4-element words need alignment of the first pixel, of every channel and of every image.
-template <class T>
-Images<T> images_of(const Tensor& t) {
-  const Pixels<T> p = pixels_of<T>(t);
-  const bool aligned = kHasWord<T> && reinterpret_cast<uintptr_t>(p.data) % (4 * sizeof(T)) == 0 && p.batch % 4 == 0;
-  if (aligned && p.linear && p.column == 1 && p.channel % 4 == 0) return {p, kPlanar};
-  if (aligned && p.linear && p.column == 3 && p.channel == 1) return {p, kInterleaved};
-  return {p, kScalar};
-}
+// Four pixels by channel, decoded. Pixels past the end of the image read as 0.
+template <class A>
+struct Quad {
+  A channel[3][4];
+};
 
-template <class T>
-__device__ __forceinline__ void load_quad(const Images<T>& images, int64_t b, int64_t first, int64_t pixels, Quad<T>& q) {
-  const Pixels<T>& p = images.pixels;
-  const T* base = p.data + b * p.batch;
-  if constexpr (kHasWord<T>) {
-    if (images.access == kPlanar && first + 4 <= pixels) {
+template <class T, class A>
+__device__ __forceinline__ void load_typed(const Images& images, const Reach& at, Quad<A>& quad) {
+  const T* data = static_cast<const T*>(images.pixels.data);
+  const int64_t channel = images.pixels.channel;
+  T raw[12];
+  bool planar = true;
+  if (sizeof(T) <= 4 && at.words) {
+    planar = images.access == kPlanar;
 #pragma unroll
-      for (int c = 0; c < 3; ++c) load4(q.channel[c], base + c * p.channel + first);
-      return;
-    }
-    if (images.access == kInterleaved && first + 4 <= pixels) {
-      T raw[12];
+    for (int k = 0; k < 3; ++k) load4(raw + 4 * k, data + at.word + k * (planar ? channel : 4));
+  } else {
 #pragma unroll
-      for (int k = 0; k < 3; ++k) load4(raw + 4 * k, base + 3 * first + 4 * k);
-#pragma unroll
-      for (int k = 0; k < 12; ++k) q.channel[k % 3][k / 3] = raw[k];
-      return;
-    }
+    for (int k = 0; k < 12; ++k) raw[k] = at.offset[k % 4] < 0 ? T(0) : data[at.offset[k % 4] + k / 4 * channel];
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int c = 0; c < 3; ++c)
-      q.channel[c][i] = first + i < pixels ? base[c * p.channel + p.offset(first + i)] : T(0);
+  for (int k = 0; k < 12; ++k) quad.channel[k / 4][k % 4] = decode<T, A>(planar ? raw[k] : raw[k % 4 * 3 + k / 4]);
 }
 
-template <class T>
-__device__ __forceinline__ void store_quad(const Images<T>& images, int64_t b, int64_t first, int64_t pixels,
-                                           const Quad<T>& q) {
-  const Pixels<T>& p = images.pixels;
-  T* base = p.data + b * p.batch;
-  if constexpr (kHasWord<T>) {
-    if (images.access == kPlanar && first + 4 <= pixels) {
+template <class T, class A>
+__device__ __forceinline__ void store_typed(const Images& images, const Reach& at, const Quad<A>& quad) {
+  T* data = static_cast<T*>(images.pixels.data);
+  const int64_t channel = images.pixels.channel;
+  const bool planar = images.access != kInterleaved || !at.words;
+  T raw[12];
 #pragma unroll
-      for (int c = 0; c < 3; ++c) store4(base + c * p.channel + first, q.channel[c]);
-      return;
-    }
-    if (images.access == kInterleaved && first + 4 <= pixels) {
-      T raw[12];
+  for (int k = 0; k < 12; ++k) raw[k] = encode<T, A>(planar ? quad.channel[k / 4][k % 4] : quad.channel[k % 3][k / 3]);
+  if (sizeof(T) <= 4 && at.words) {
 #pragma unroll
-      for (int k = 0; k < 12; ++k) raw[k] = q.channel[k % 3][k / 3];
+    for (int k = 0; k < 3; ++k) store4(data + at.word + k * (planar ? channel : 4), raw + 4 * k);
+  } else {
 #pragma unroll
-      for (int k = 0; k < 3; ++k) store4(base + 3 * first + 4 * k, raw + 4 * k);
-      return;
-    }
+    for (int k = 0; k < 12; ++k)
+      if (at.offset[k % 4] >= 0) data[at.offset[k % 4] + k / 4 * channel] = raw[k];
   }
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int c = 0; c < 3; ++c)
-      if (first + i < pixels) base[c * p.channel + p.offset(first + i)] = q.channel[c][i];
 }
+
+#define PYOPS_FOR_TYPE(access)                                                   \
+  if constexpr (std::is_same_v<A, double>) {                                     \
+    access<double>(images, at, quad);                                            \
+  } else {                                                                       \
+    switch (images.type) {                                                       \
+      case ScalarType::Byte: return access<uint8_t>(images, at, quad);           \
+      case ScalarType::UInt16: return access<uint16_t>(images, at, quad);        \
+      case ScalarType::Half: return access<Half>(images, at, quad);              \
+      case ScalarType::BFloat16: return access<BFloat16>(images, at, quad);      \
+      default: return access<float>(images, at, quad);                           \
+    }                                                                            \
+  }
+
+template <class A>
+__device__ __forceinline__ void load(const Images& images, int64_t b, int64_t first, int64_t pixels, Quad<A>& quad) {
+  const Reach at(images, b, first, pixels);
+  PYOPS_FOR_TYPE(load_typed)
+}
+
+template <class A>
+__device__ __forceinline__ void store(const Images& images, int64_t b, int64_t first, int64_t pixels, const Quad<A>& quad) {
+  const Reach at(images, b, first, pixels);
+  PYOPS_FOR_TYPE(store_typed)
+}
+#undef PYOPS_FOR_TYPE
 
 // ---- tables --------------------------------------------------------------------------------------------------------
 
@@ -246,9 +276,9 @@ struct Spot {
   }
 };
 
-template <class T, class Table, bool kTetrahedral>
+template <class Table, bool kTetrahedral>
 __global__ void __launch_bounds__(Table::kThreads)
-    forward_kernel(const TableSet<typename Table::Arithmetic> set, const Images<T> image, const Images<T> out) {
+    forward_kernel(const TableSet<typename Table::Arithmetic> set, const Images image, const Images out) {
   using A = typename Table::Arithmetic;
   PYOPS_DYNAMIC_SHARED(char, shared);
   const int64_t quads = ceil_div<int64_t>(set.pixels, 4);
@@ -258,11 +288,11 @@ __global__ void __launch_bounds__(Table::kThreads)
     __syncthreads();
     for (int64_t i = global_thread(); i < set.images_each * quads; i += grid_threads()) {
       const int64_t b = t * set.images_each + i / quads, first = i % quads * 4;
-      Quad<T> q;
-      load_quad(image, b, first, set.pixels, q);
+      Quad<A> q;
+      load(image, b, first, set.pixels, q);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const A value[3] = {decode<T, A>(q.channel[0][j]), decode<T, A>(q.channel[1][j]), decode<T, A>(q.channel[2][j])};
+        const A value[3] = {q.channel[0][j], q.channel[1][j], q.channel[2][j]};
         const Spot<A> spot(value, axis);
         const Stencil<A, kTetrahedral> stencil(spot.f, set.size);
         A sum[3] = {0, 0, 0};
@@ -274,9 +304,9 @@ __global__ void __launch_bounds__(Table::kThreads)
           for (int c = 0; c < 3; ++c) sum[c] += stencil.weight[k] * rgb[c];
         }
 #pragma unroll
-        for (int c = 0; c < 3; ++c) q.channel[c][j] = encode<T, A>(sum[c]);
+        for (int c = 0; c < 3; ++c) q.channel[c][j] = sum[c];
       }
-      store_quad(out, b, first, set.pixels, q);
+      store(out, b, first, set.pixels, q);
     }
     __syncthreads();
   }
@@ -307,14 +337,15 @@ struct VertexSums {
   static __host__ __device__ int64_t slots(int size, int copies) { return int64_t(3) * (size - 1) * 2 * copies; }
 };
 
-template <class T, class Table, bool kTetrahedral>
+template <class Table, bool kTetrahedral>
 __global__ void __launch_bounds__(Table::kThreads)
-    backward_kernel(const TableSet<typename Table::Arithmetic> set, const Images<T> image, const Images<T> grad,
-                    const Images<T> grad_image, const FixedSums vertex_sums, int64_t vertex_table_stride, int copies) {
+    backward_kernel(const TableSet<typename Table::Arithmetic> set, const Images image, const Images grad,
+                    const Images grad_image, const FixedSums vertex_sums, int64_t vertex_table_stride, int copies) {
   using A = typename Table::Arithmetic;
   PYOPS_DYNAMIC_SHARED(char, shared);
   const int64_t quads = ceil_div<int64_t>(set.pixels, 4);
-  const bool vertices_wanted = vertex_sums.sum != nullptr;
+  constexpr bool kCanSum = std::is_same_v<Table, Packed<A>>;  // else the table has the shared memory
+  const bool vertices_wanted = kCanSum && vertex_sums.sum != nullptr;
   const int e = vertices_wanted ? slope_exponent(vertex_sums) : 0;
   for (int64_t t = blockIdx.y; t < set.tables; t += gridDim.y) {
     Axis<A> axis[3];
@@ -326,12 +357,12 @@ __global__ void __launch_bounds__(Table::kThreads)
     __syncthreads();
     for (int64_t i = global_thread(); i < set.images_each * quads; i += grid_threads()) {
       const int64_t b = t * set.images_each + i / quads, first = i % quads * 4;
-      Quad<T> q, g;
-      load_quad(image, b, first, set.pixels, q);
-      load_quad(grad, b, first, set.pixels, g);
+      Quad<A> q, g;
+      load(image, b, first, set.pixels, q);
+      load(grad, b, first, set.pixels, g);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const A value[3] = {decode<T, A>(q.channel[0][j]), decode<T, A>(q.channel[1][j]), decode<T, A>(q.channel[2][j])};
+        const A value[3] = {q.channel[0][j], q.channel[1][j], q.channel[2][j]};
         const Spot<A> spot(value, axis);
         const Stencil<A, kTetrahedral> stencil(spot.f, set.size);
         A s[stencil.kCorners], slope[3];
@@ -339,12 +370,12 @@ __global__ void __launch_bounds__(Table::kThreads)
         for (int k = 0; k < stencil.kCorners; ++k) {
           A rgb[3];
           table.point(spot.origin + stencil.offset[k], rgb);
-          s[k] = rgb[0] * A(g.channel[0][j]) + rgb[1] * A(g.channel[1][j]) + rgb[2] * A(g.channel[2][j]);
+          s[k] = rgb[0] * g.channel[0][j] + rgb[1] * g.channel[1][j] + rgb[2] * g.channel[2][j];
         }
         stencil.slopes(s, slope);
 #pragma unroll
         for (int c = 0; c < 3; ++c) {
-          if (vertices_wanted && first + j < set.pixels) {
+          if (kCanSum && vertices_wanted && first + j < set.pixels) {
             const float both[2] = {float(slope[c]), float(slope[c] * spot.f[c])};
             for (int which = 0; which < 2; ++which) {
               const int slot = sums.slot(c, spot.place[c].cell, which) + threadIdx.x % copies;
@@ -352,10 +383,10 @@ __global__ void __launch_bounds__(Table::kThreads)
               else vertex_sums.poison[t * vertex_table_stride + slot / copies] = 1;
             }
           }
-          q.channel[c][j] = T(spot.place[c].slope != 0 ? slope[c] * spot.place[c].slope : A(0));
+          q.channel[c][j] = spot.place[c].slope != 0 ? slope[c] * spot.place[c].slope : A(0);
         }
       }
-      if (grad_image.pixels.data != nullptr) store_quad(grad_image, b, first, set.pixels, q);
+      if (grad_image.pixels.data != nullptr) store(grad_image, b, first, set.pixels, q);
     }
     __syncthreads();
     for (int64_t i = threadIdx.x; i < slots; i += blockDim.x) {
@@ -415,9 +446,9 @@ struct Slabs {
 
 constexpr int kLutThreads = 512;
 
-template <class A, class T, bool kTetrahedral>
+template <class A, bool kTetrahedral>
 __global__ void __launch_bounds__(kLutThreads)
-    lut_gradient(const TableSet<A> set, const Images<T> image, const Images<T> grad, const FixedSums total,
+    lut_gradient(const TableSet<A> set, const Images image, const Images grad, const FixedSums total,
                  int64_t table_stride, const Slabs slabs) {
   PYOPS_DYNAMIC_SHARED(char, shared);
   const int e = fixed::exponent(__uint_as_float(*total.bound));
@@ -435,13 +466,13 @@ __global__ void __launch_bounds__(kLutThreads)
     uint64_t* const sums = total.sum + t * table_stride;
     for (int64_t i = global_thread(); i < set.images_each * quads; i += grid_threads()) {
       const int64_t b = t * set.images_each + i / quads, first = i % quads * 4;
-      Quad<T> q, g;
-      load_quad(image, b, first, set.pixels, q);
-      load_quad(grad, b, first, set.pixels, g);
+      Quad<A> q, g;
+      load(image, b, first, set.pixels, q);
+      load(grad, b, first, set.pixels, g);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         if (first + j >= set.pixels) break;
-        const A value[3] = {decode<T, A>(q.channel[0][j]), decode<T, A>(q.channel[1][j]), decode<T, A>(q.channel[2][j])};
+        const A value[3] = {q.channel[0][j], q.channel[1][j], q.channel[2][j]};
         const Spot<A> spot(value, axis);
         const Stencil<A, kTetrahedral> stencil(spot.f, set.size);
 #pragma unroll
@@ -452,7 +483,7 @@ __global__ void __launch_bounds__(kLutThreads)
           for (int c = 0; c < 3; ++c) {
             const int channel = c - first_channel;
             if (channel < 0 || channel >= slabs.channels) continue;
-            const float v = float(stencil.weight[k] * A(g.channel[c][j]));
+            const float v = float(stencil.weight[k] * g.channel[c][j]);
             if (!fixed::is_finite(v)) total.poison[t * table_stride + int64_t(c) * set.cells + first_cell + cell] = 1;
             else if (slabs.planes == 0)
               add_global(sums + int64_t(c) * set.cells + cell, uint64_t(int64_t(fixed::quantise(v, e))));
@@ -534,21 +565,22 @@ dim3 pixel_grid(Kernel kernel, const Problem& p, int64_t shared) {
 
 // Calls f(Table*) with the class of the chosen storage.
 template <class F>
-void dispatch_storage(Storage storage, const F& f) {
-  if (storage == kSharedHalf) f(static_cast<SharedHalf*>(nullptr));
+void dispatch_storage(Storage storage, bool in_double, const F& f) {
+  if (in_double) f(static_cast<Packed<double>*>(nullptr));
+  else if (storage == kSharedHalf) f(static_cast<SharedHalf*>(nullptr));
   else if (storage == kSharedFloat) f(static_cast<SharedFloat*>(nullptr));
   else f(static_cast<Packed<float>*>(nullptr));
 }
 
-template <class T, class Table>
+template <class Table>
 void run_forward(const Problem& p, const Tensor& image, const Tensor& lut, const std::optional<Tensor>& vertices,
                  const Tensor& out, Storage storage, cudaStream_t stream) {
   using A = typename Table::Arithmetic;
   const DeviceTables<A> tables(p, lut, vertices, storage, stream);
   const int64_t shared = axis_bytes<A>(p.size, !p.has_vertices) + Table::bytes(p.cells());
-  const auto kernel = p.tetrahedral ? forward_kernel<T, Table, true> : forward_kernel<T, Table, false>;
+  const auto kernel = p.tetrahedral ? forward_kernel<Table, true> : forward_kernel<Table, false>;
   launch("lut3d", kernel, pixel_grid<Table>(kernel, p, shared), Table::kThreads, shared, stream, tables.set,
-         images_of<T>(image), images_of<T>(out));
+         images_of(image), images_of(out));
 }
 
 Tensor forward(const Tensor& image, const Tensor& lut, const std::optional<Tensor>& vertices, bool tetrahedral) {
@@ -558,14 +590,9 @@ Tensor forward(const Tensor& image, const Tensor& lut, const std::optional<Tenso
   const DeviceScope scope(image);
   const bool in_double = image.scalar_type() == ScalarType::Double;
   const Storage storage = choose_storage(p, lut, !vertices, in_double, shared_memory_limit());
-  if (in_double) run_forward<double, Packed<double>>(p, image, lut, vertices, out, storage, scope.stream());
-  else
-    dispatch_pixel(image.scalar_type(), "image", [&](auto pixel) {
-      dispatch_storage(storage, [&](auto* table) {
-        run_forward<decltype(pixel), std::remove_pointer_t<decltype(table)>>(p, image, lut, vertices, out, storage,
-                                                                             scope.stream());
-      });
-    });
+  dispatch_storage(storage, in_double, [&](auto* table) {
+    run_forward<std::remove_pointer_t<decltype(table)>>(p, image, lut, vertices, out, storage, scope.stream());
+  });
   return out;
 }
 
@@ -599,7 +626,7 @@ struct Workspace {
   }
 };
 
-template <class A, class T>
+template <class A>
 void run_lut_gradient(const Problem& p, const Tensor& grad, const Tensor& image, const Tensor& lut,
                       const TableSet<A>& set, const Tensor& grad_lut, cudaStream_t stream) {
   const int64_t count = grad_lut.numel(), axes = axis_bytes<A>(p.size, !p.has_vertices);
@@ -607,12 +634,12 @@ void run_lut_gradient(const Problem& p, const Tensor& grad, const Tensor& image,
   launch_absolute_maximum(grad, p.batch, p.pixels, const_cast<uint32_t*>(workspace.sums.bound), stream);
   const Slabs slabs = Slabs::of(p.size, shared_memory_limit() - axes);
   const int64_t shared = axes + 8 * slabs.sums(p.size);
-  const auto kernel = p.tetrahedral ? lut_gradient<A, T, true> : lut_gradient<A, T, false>;
+  const auto kernel = p.tetrahedral ? lut_gradient<A, true> : lut_gradient<A, false>;
   const int64_t rows = p.tables() < kMaxRows ? p.tables() : kMaxRows;
   const int64_t quads = p.batch / p.tables() * ceil_div<int64_t>(p.pixels, 4);
   const int64_t most = slabs.planes ? ceil_div(resident_blocks(kernel, kLutThreads, shared), slabs.count * rows) : 0x7fffffff;
   launch("lut3d_backward (lut)", kernel, dim3(blocks_for(quads, kLutThreads, most), slabs.count, unsigned(rows)), kLutThreads,
-         shared, stream, set, images_of<T>(image), images_of<T>(grad), workspace.sums, p.shared_lut ? 0 : 3 * p.cells(), slabs);
+         shared, stream, set, images_of(image), images_of(grad), workspace.sums, p.shared_lut ? 0 : 3 * p.cells(), slabs);
   dispatch_any_float(grad_lut, "lut", [&](auto value) {
     using L = decltype(value);
     launch("lut3d_backward (lut sums)", finish_lut<L>, blocks_for(count, 256), 256, 0, stream, workspace.sums,
@@ -620,13 +647,13 @@ void run_lut_gradient(const Problem& p, const Tensor& grad, const Tensor& image,
   });
 }
 
-template <class T, class Table>
+template <class Table>
 void run_backward(const Problem& p, const Tensor& grad, const Tensor& image, const Tensor& lut,
                   const std::optional<Tensor>& vertices, const Tensor* grad_image, const Tensor* grad_lut,
                   const Tensor* grad_vertices, Storage storage, cudaStream_t stream) {
   using A = typename Table::Arithmetic;
   const DeviceTables<A> tables(p, lut, vertices, storage, stream);
-  if (grad_lut) run_lut_gradient<A, T>(p, grad, image, lut, tables.set, *grad_lut, stream);
+  if (grad_lut) run_lut_gradient<A>(p, grad, image, lut, tables.set, *grad_lut, stream);
   if (!grad_image && !grad_vertices) return;
 
   const int64_t cells = grad_vertices ? grad_vertices->numel() / p.size * (p.size - 1) * 2 : 0;
@@ -643,14 +670,14 @@ void run_backward(const Problem& p, const Tensor& grad, const Tensor& image, con
     shared += Table::bytes(p.cells());
     workspace.sums.sum = nullptr;
   }
-  const auto kernel = p.tetrahedral ? backward_kernel<T, Table, true> : backward_kernel<T, Table, false>;
+  const auto kernel = p.tetrahedral ? backward_kernel<Table, true> : backward_kernel<Table, false>;
   dim3 grid = pixel_grid<Table>(kernel, p, shared);
   if (grad_vertices) {
     const int64_t resident = ceil_div(resident_blocks(kernel, Table::kThreads, shared), int64_t(grid.y));
     grid.x = unsigned(grid.x < resident ? grid.x : resident);  // each block flushes its sums once
   }
-  launch("lut3d_backward (image)", kernel, grid, Table::kThreads, shared, stream, tables.set, images_of<T>(image),
-         images_of<T>(grad), grad_image ? images_of<T>(*grad_image) : Images<T>{}, workspace.sums,
+  launch("lut3d_backward (image)", kernel, grid, Table::kThreads, shared, stream, tables.set, images_of(image),
+         images_of(grad), grad_image ? images_of(*grad_image) : Images{}, workspace.sums,
          p.shared_vertices ? int64_t(0) : int64_t(3) * (p.size - 1) * 2, copies);
   if (!grad_vertices) return;
   dispatch_any_float(*grad_vertices, "vertices", [&](auto value) {
@@ -672,16 +699,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& im
   const bool in_double = image.scalar_type() == ScalarType::Double;
   // Shared memory goes to the vertex sums where those are wanted.
   const Storage storage = choose_storage(p, lut, !vertices, in_double || g.vertices_wanted(), shared_memory_limit());
-  if (in_double)
-    run_backward<double, Packed<double>>(p, grad, image, lut, vertices, g.image_or_null(), g.lut_or_null(),
-                                         g.vertices_or_null(), storage, scope.stream());
-  else
-    dispatch_float(image.scalar_type(), "image", [&](auto pixel) {
-      dispatch_storage(storage, [&](auto* table) {
-        run_backward<decltype(pixel), std::remove_pointer_t<decltype(table)>>(
-            p, grad, image, lut, vertices, g.image_or_null(), g.lut_or_null(), g.vertices_or_null(), storage, scope.stream());
-      });
-    });
+  dispatch_storage(storage, in_double, [&](auto* table) {
+    run_backward<std::remove_pointer_t<decltype(table)>>(p, grad, image, lut, vertices, g.image_or_null(), g.lut_or_null(),
+                                                         g.vertices_or_null(), storage, scope.stream());
+  });
   return g.tuple();
 }
 

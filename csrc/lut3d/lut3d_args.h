@@ -18,6 +18,8 @@ struct Problem {
 
 inline Problem check(const Tensor& image, const Tensor& lut, const std::optional<Tensor>& vertices, bool tetrahedral) {
   PYOPS_CHECK(image.dim() == 4 && image.size(1) == 3, "image must be [B, 3, H, W]");
+  PYOPS_CHECK(is_floating(image) || image.scalar_type() == ScalarType::Byte || image.scalar_type() == ScalarType::UInt16,
+              "image must be floating point, uint8 or uint16");
   PYOPS_CHECK(is_floating(lut), "lut must be floating point");
   PYOPS_CHECK(lut.dim() == 4 || (lut.dim() == 5 && lut.size(0) == image.size(0)),
               "lut must be [3, N, N, N], or [B, 3, N, N, N] with image's B");
