@@ -1,0 +1,1 @@
+"""Speed of every operator beside its peers: `python -m bench --help`."""

@@ -1,0 +1,80 @@
+"""`python -m bench run | report | compare | gpu`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .environment import ROOT
+
+RESULTS = ROOT / "bench" / "results"
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m bench", description="Speed of pyops beside its peers.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    p = commands.add_parser("run", help="measure, and write one JSON per device and operator")
+    p.add_argument("--op", nargs="+", metavar="OP", help="operators to run; all by default")
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    p.add_argument("--quick", action="store_true", help="a few small cases; written only where --out says")
+    p.add_argument("--seconds", type=float, metavar="S", help="time for each case (default: 12, quick: 1)")
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="folder of results (default: bench/results)")
+
+    p = commands.add_parser("report", help="write report.html and plots, update the table in README.md")
+    p.add_argument("--out", type=Path, metavar="DIR", default=RESULTS, help="folder of results")
+    p.add_argument("--readme", type=Path, metavar="FILE", default=ROOT / "README.md")
+
+    p = commands.add_parser("compare", help="exit status 1 when a time or a ratio got worse")
+    p.add_argument("base", type=Path)
+    p.add_argument("new", type=Path)
+    p.add_argument("--fail-above", type=float, metavar="PERCENT", default=5.0)
+
+    p = commands.add_parser("gpu", help="on a GPU machine: build, test, sanitize and bench, into one folder")
+    p.add_argument("--out", type=Path, metavar="DIR", required=True)
+    p.add_argument("--stage", type=_comma, metavar="A,B", help="some of build,test,sanitize,bench")
+    p.add_argument("--only", type=_comma, metavar="OP,OP", help="some operators")
+    p.add_argument("--minutes", type=float, metavar="M", default=60.0, help="time for all stages together")
+    p.add_argument("--wheels", type=Path, metavar="DIR", help="peers' wheels to install without a network")
+    return top
+
+
+def _comma(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    # Imported late: `compare` needs no torch, and `gpu` runs before pyops is built.
+    try:
+        if args.command == "compare":
+            from .compare import compare
+
+            return compare(args.base, args.new, args.fail_above)
+        if args.command == "gpu":
+            from .gpu import gpu
+
+            return gpu(args.out, args.stage, args.only, args.minutes, args.wheels)
+        if args.command == "report":
+            from .report import report
+
+            return report(args.out, args.readme)
+        import torch
+
+        from .run import run
+
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        out = args.out or (None if args.quick else RESULTS)
+        seconds = args.seconds or (1.0 if args.quick else 12.0)
+        return run(args.op, args.device, quick=args.quick, out=out, seconds=seconds)
+    except (ValueError, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

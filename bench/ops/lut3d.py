@@ -1,0 +1,179 @@
+"""lut3d: a 3D lookup table on every pixel. Its peers are in `bench/peers/lut3d.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import inputs as make
+from ..case import Case, Contestant, Inputs, Tolerance
+
+LEVELS = {torch.uint8: 255, torch.uint16: 65535}
+SIZES = {(2160, 3840): "4K", (1080, 1920): "1080p", (1, 1): "1 pixel"}
+STRIP_PIXELS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Lut3d(Case):
+    shape: tuple[int, int] = (2160, 3840)
+    size: int = 33
+    interpolation: str = "trilinear"
+    dtype: torch.dtype = torch.float32
+    lut_dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    vertices: bool = False
+    batch: int = 1
+    lut_per_image: bool = False
+    content: str = "photo"
+
+    @property
+    def words(self) -> list[str]:
+        dtype = str(self.dtype).removeprefix("torch.")
+        mixed = self.dtype.is_floating_point and self.dtype != self.lut_dtype
+        return [
+            *([f"{self.batch} x"] if self.batch > 1 else []),
+            SIZES.get(self.shape, "{1}x{0}".format(*self.shape)),
+            f"N={self.size}",
+            self.interpolation,
+            f"{dtype} image, {str(self.lut_dtype).removeprefix('torch.')} LUT" if mixed else dtype,
+            *(["channels_last"] if self.channels_last else []),
+            *(["non-uniform vertices"] if self.vertices else []),
+            *(["a LUT per image"] if self.lut_per_image else []),
+            *(["random noise"] if self.content == "noise" else []),
+            *(["forward + backward"] if self.backward else []),
+            *(["call overhead"] if self.overhead else []),
+        ]
+
+    @property
+    def title(self) -> str:
+        return ", ".join(self.words).replace(" x,", " x")
+
+    @property
+    def name(self) -> str:
+        text = "-".join(self.words).lower()
+        for old, new in (("forward + backward", "backward"), (",", ""), ("=", ""), (" ", "_")):
+            text = text.replace(old, new)
+        return text
+
+    def inputs(self, device: torch.device, seed: int = 0) -> Inputs:
+        pixels = {"photo": make.photo, "noise": make.noise}[self.content](self.batch, *self.shape, seed)
+        levels = LEVELS.get(self.dtype)
+        image = (pixels * levels).round() if levels else pixels
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        tables = [make.grading_lut(self.size, seed=i) for i in range(self.batch if self.lut_per_image else 1)]
+        lut = torch.stack(tables) if self.lut_per_image else tables[0]
+        grad = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed + 1))
+        return {
+            "image": image.to(self.dtype).contiguous(memory_format=memory).to(device),
+            "lut": lut.to(device, self.lut_dtype),
+            "vertices": make.vertices(self.size).to(device) if self.vertices else None,
+            "grad": grad.to(device, self.dtype) if self.backward else None,
+        }
+
+    def task(self, lut3d: Callable[..., Tensor], x: Inputs) -> Callable[[], Any]:
+        """The case's work with `lut3d(image, lut, vertices=)`: the output, then any gradients."""
+        image, lut, vertices = x["image"], x["lut"], x["vertices"]
+        if not self.backward:
+            return lambda: lut3d(image, lut, vertices=vertices)
+        wrt = [t.detach().requires_grad_() for t in (image, lut, vertices) if t is not None]
+
+        def forward_backward() -> list[Tensor]:
+            out = lut3d(wrt[0], wrt[1], vertices=wrt[2] if self.vertices else None)
+            return [out.detach(), *torch.autograd.grad(out, wrt, x["grad"])]
+
+        return forward_backward
+
+    def ours(self, device: torch.device) -> dict[str, Callable[[Inputs], Contestant]]:
+        import pyops
+
+        op = partial(pyops.lut3d, interpolation=self.interpolation)
+        ours = {"pyops": lambda x: Contestant(self.task(op, x))}
+        return ours | ({"pyops (Triton)": self.triton} if device.type == "cuda" else {})
+
+    def triton(self, x: Inputs) -> Contestant:
+        """The Triton kernels by name: with the CUDA library installed, a plain call does not reach them."""
+        from pyops.triton import lut3d as kernels
+
+        image, lut, vertices = x["image"], x["lut"], x["vertices"]
+        arguments = (image, lut, vertices, self.interpolation == "tetrahedral")
+        if not self.backward:
+            return Contestant(lambda: kernels.lut3d(*arguments))
+
+        def forward_backward() -> list[Tensor]:
+            out = kernels.lut3d(*arguments)
+            grads = kernels.lut3d_backward(x["grad"], *arguments, True, True, self.vertices)
+            return [out, *grads[: 2 + self.vertices]]
+
+        return Contestant(forward_backward)
+
+    def reference(self, inputs: Inputs) -> list[Tensor]:
+        """In float64 and strip by strip: pixels are independent, and whole 4K gradients need gigabytes."""
+        from pyops import reference
+
+        op = partial(reference.lut3d, interpolation=self.interpolation)
+        wide = {k: v.double() if v is not None and v.is_floating_point() else v for k, v in inputs.items()}
+        rows = max(1, STRIP_PIXELS // (self.batch * self.shape[1]))
+        strips = []
+        for top in range(0, self.shape[0], rows):
+            cut = {k: wide[k][:, :, top : top + rows] for k in ("image", "grad") if wide[k] is not None}
+            result = self.task(op, wide | cut)()
+            strips.append(result if self.backward else [result])
+        by_row, whole = (2, len(strips[0])) if self.backward else (1, 1)
+        joined = [torch.cat([s[i] for s in strips], dim=2) for i in range(by_row)]
+        return joined + [torch.stack([s[i] for s in strips]).sum(0) for i in range(by_row, whole)]
+
+    def tolerances(self) -> list[Tolerance]:
+        levels = self.dtype in LEVELS
+        limit = {torch.float32: 1e-5, torch.float16: 6e-4, torch.bfloat16: 4e-3}.get(self.dtype, 0.5)
+        output = Tolerance(limit, flips=0.03, ceiling=1.0) if levels else Tolerance(limit)
+        if not self.backward:
+            return [output]
+        slope = Tolerance(max(1e-4, limit), flips=1e-3, of_peak=True)
+        sums = [Tolerance(1e-4, of_peak=True)] + [Tolerance(1e-3, of_peak=True)] * self.vertices
+        return [output, slope, *sums]
+
+    @property
+    def pixels(self) -> int:
+        return self.batch * self.shape[0] * self.shape[1]
+
+    @property
+    def bytes(self) -> int:
+        """Forward: image, LUT, output. Backward: image, LUT and the output's gradient to two gradients."""
+        image = 3 * self.pixels * self.dtype.itemsize
+        lut = 3 * self.size**3 * self.lut_dtype.itemsize * (self.batch if self.lut_per_image else 1)
+        return 5 * image + 3 * lut if self.backward else 2 * image + lut
+
+    @property
+    def flops(self) -> int:
+        """A pixel: 3 cell searches of 4, then 7 lerps or 4 weighted corners; backward twice that."""
+        blend = 7 * 3 * 3 if self.interpolation == "trilinear" else 3 + 4 * 3 * 2
+        return self.pixels * (12 + blend) * (3 if self.backward else 1)
+
+
+FHD = (1080, 1920)
+CASES = (
+    Lut3d(headline=True),
+    Lut3d(interpolation="tetrahedral", headline=True),
+    Lut3d(dtype=torch.uint8, headline=True),
+    Lut3d(backward=True, headline=True),
+    Lut3d(interpolation="tetrahedral", dtype=torch.float16, lut_dtype=torch.float16, headline=True),
+    Lut3d(dtype=torch.bfloat16),
+    Lut3d(interpolation="tetrahedral", dtype=torch.uint16),
+    Lut3d(channels_last=True),
+    Lut3d(vertices=True),
+    Lut3d(size=17),
+    Lut3d(size=65),
+    Lut3d(content="noise"),
+    Lut3d(shape=FHD, quick=True),
+    Lut3d(shape=FHD, interpolation="tetrahedral", quick=True),
+    Lut3d(shape=FHD, dtype=torch.uint8, quick=True),
+    Lut3d(shape=FHD, interpolation="tetrahedral", backward=True),
+    Lut3d(shape=(480, 720), batch=8, lut_per_image=True),
+    Lut3d(shape=(480, 720), batch=8, lut_per_image=True, vertices=True, backward=True),
+    Lut3d(shape=(1, 1), overhead=True, quick=True),
+)

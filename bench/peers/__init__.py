@@ -1,0 +1,1 @@
+"""One module per operator: the same work done with other libraries."""

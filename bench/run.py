@@ -1,0 +1,193 @@
+"""Check every contestant against the reference, time them in turns, write one JSON per operator."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import environment
+from .case import Case, Contestant, Inputs, Peers, Tolerance, load_ops
+from .memory import peak_bytes
+from .timing import Stats, copies_for, cuda_sampler, host_sampler, interleave, warm_up
+
+OURS = "pyops"
+COPY = "copy"
+WARM_UP_S = 0.3
+
+Entry = dict[str, Any]
+
+
+def run(
+    op_names: Sequence[str] | None, device_name: str, *, quick: bool, out: Path | None, seconds: float
+) -> int:
+    """Exit status: 0, or 1 when one of our own results failed or missed the reference."""
+    device = torch.device(device_name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no CUDA device")
+    stamp = environment.describe(device)
+    if device.type == "cpu" and stamp["load"] > 0.3 * stamp["cores"]:
+        print(
+            f"warning: the machine is not quiet (load {stamp['load']}); ratios hold, times do not", flush=True
+        )
+    failed = False
+    for op in load_ops(op_names):
+        result: Entry = {"op": op.name, **stamp, "quick": quick, "cases": {}}
+        for case in op.cases:
+            if quick and not case.quick:
+                continue
+            entry = result["cases"][case.name] = run_case(case, op.peers, device, seconds, quick)
+            failed |= any(c["ours"] and not c.get("match") for c in entry["contestants"].values())
+            print_case(entry)
+            if out is not None:
+                save(result, out)  # after every case: an interrupted run keeps what it has
+    return int(failed)
+
+
+def save(result: Entry, out: Path) -> Path:
+    path = out / result["slug"] / f"{result['op']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def run_case(case: Case, peers: Peers, device: torch.device, seconds: float, quick: bool = False) -> Entry:
+    """Everything measured on one case. An entry of a contestant has numbers, or `skipped`, or `error`."""
+    inputs = case.inputs(device)
+    expected = case.reference(inputs)
+    copies = [inputs]
+    if not case.overhead:
+        copies += [_clone(inputs) for _ in range(copies_for(case.bytes, device) - 1)]
+
+    entries: dict[str, Entry] = {}
+    samplers: dict[str, Callable[[], float]] = {}
+
+    def enter(name: str, build: Callable[[Inputs], Contestant], entry: Entry) -> None:
+        entries[name] = entry
+        try:
+            rivals = [build(x) for x in copies]
+            entry |= check(rivals[0].view(rivals[0].call()), expected, case.tolerances())
+            entry["peak_bytes"] = peak_bytes(rivals[0].call, device)
+            estimate = warm_up(rivals[0], device, WARM_UP_S)
+            if device.type == "cuda" and not case.overhead:
+                sampler, entry["method"] = cuda_sampler(rivals)
+            else:
+                sampler, entry["method"] = host_sampler(rivals[0], device, estimate), "host clock"
+            sampler()  # what fails here would end the turns of all
+            samplers[name] = sampler
+        except Exception as error:  # one broken contestant must not cost the others their run
+            entry["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+    with torch.inference_mode(not case.backward):
+        for name, build in case.ours(device).items():
+            enter(name, build, {"ours": True})
+        for peer in peers.of(case, device):
+            entry: Entry = {"ours": False, "stock": peer.stock}
+            if reason := peer.missing(quick):
+                entries[peer.name] = entry | {"skipped": reason}
+            else:
+                enter(peer.name, partial(peer.contestant, case), entry)
+        if not case.overhead:
+            samplers[COPY] = _copy_sampler(case.bytes, len(copies), device)
+        stats = interleave(samplers, seconds) if samplers else {}
+    torch.compiler.reset()  # else the shapes of many cases add up to dynamo's recompile limit
+
+    for name, entry in entries.items():
+        if name in stats:
+            entry |= numbers(
+                stats[name], stats.get(OURS), stats.get(COPY), 0 if case.overhead else case.bytes
+            )
+            if entry["ours"] or not (entry["match"] and entries[OURS].get("match")):
+                entry["speedup"] = None
+    return {
+        "title": case.title,
+        "bytes": case.bytes,
+        "flops": case.flops,
+        "headline": case.headline,
+        "overhead": case.overhead,
+        "copy_ms": stats[COPY].median * 1e3 if COPY in stats else None,
+        "contestants": entries,
+    }
+
+
+def check(outputs: Sequence[Tensor], expected: Sequence[Tensor], tolerances: Sequence[Tolerance]) -> Entry:
+    """Whether all outputs agree with the reference. Of the one nearest to its limit: the largest error, and
+    the share of elements beyond the limit (allowed flips, which do not count as error, or a mismatch)."""
+    if len(outputs) != len(expected):
+        return {"match": False, "detail": f"{len(outputs)} outputs, not {len(expected)}"}
+    worst: Entry = {"match": True, "max_error": 0.0, "beyond": 0.0}
+    nearest = -1.0
+    for out, true, tolerance in zip(outputs, expected, tolerances, strict=True):
+        if out.shape != true.shape:
+            return {"match": False, "detail": f"shape {list(out.shape)}, not {list(true.shape)}"}
+        wide = true.double()
+        error = (out.to(true.device).double() - wide).abs_()
+        if not error.isfinite().all():
+            return {"match": False, "detail": "not finite"}
+        if tolerance.of_peak:
+            error /= wide.abs().max()
+        beyond = error > tolerance.limit
+        share = beyond.double().mean().item()
+        match = share <= tolerance.flips and error.max().item() <= tolerance.ceiling
+        largest = (error.masked_fill_(beyond, 0) if match else error).max().item()
+        if (not match, largest / tolerance.limit) > (not worst["match"], nearest):
+            worst, nearest = (
+                {"match": match, "max_error": largest, "beyond": share},
+                largest / tolerance.limit,
+            )
+    return worst
+
+
+def verdict(entry: Mapping[str, Any]) -> str:
+    """The Match column: "yes (1.2e-07)", "yes (0, 0.003 flips)", "NO (0.5)"."""
+    error = entry.get("detail") or f"{entry['max_error']:.2g}"
+    flips = f", {entry['beyond']:.2g} flips" if entry["match"] and entry["beyond"] else ""
+    return f"{'yes' if entry['match'] else 'NO'} ({error}{flips})"
+
+
+def numbers(stats: Stats, ours: Stats | None, copy: Stats | None, case_bytes: int) -> Entry:
+    """Times in milliseconds. `speedup`: how many times our median fits into this contestant's."""
+    return {
+        "median_ms": stats.median * 1e3,
+        "p20_ms": stats.p20 * 1e3,
+        "p80_ms": stats.p80 * 1e3,
+        "min_ms": stats.min * 1e3,
+        "samples": stats.samples,
+        "gb_s": case_bytes / stats.median * 1e-9 if case_bytes else None,
+        "of_copy": copy.median / stats.median if copy else None,
+        "speedup": stats.median / ours.median if ours else None,
+    }
+
+
+def print_case(entry: Mapping[str, Any]) -> None:
+    unit, factor = ("us", 1e3) if entry["overhead"] else ("ms", 1.0)
+    print(f"\n{entry['title']}")
+    heads = "".join(f"{head:>10}" for head in ("median", "p20", "p80", "min"))
+    print(f"  {unit + ' per call':30}{heads}{'GB/s':>8}{'of copy':>9}{'ratio':>9}  match")
+    for name, c in entry["contestants"].items():
+        if "median_ms" not in c:
+            print(f"  {name:30}  {c.get('error') or c.get('skipped')}")
+            continue
+        times = "".join(f"{c[key] * factor:10.3f}" for key in ("median_ms", "p20_ms", "p80_ms", "min_ms"))
+        rate = f"{c['gb_s']:8.2f}{c['of_copy']:9.0%}" if c["gb_s"] else " " * 17
+        speedup = f"{c['speedup']:8.2f}x" if c["speedup"] else " " * 9
+        print(f"  {name:30}{times}{rate}{speedup}  {verdict(c)}")
+    sys.stdout.flush()
+
+
+def _clone(inputs: Inputs) -> Inputs:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+def _copy_sampler(case_bytes: int, copies: int, device: torch.device) -> Callable[[], float]:
+    """A copy that moves the case's bytes: half of them read, half written."""
+    pairs = [torch.zeros(2, max(1, case_bytes // 2), dtype=torch.uint8, device=device) for _ in range(copies)]
+    rivals = [Contestant(partial(target.copy_, source)) for source, target in pairs]
+    estimate = warm_up(rivals[0], device, WARM_UP_S)
+    return cuda_sampler(rivals)[0] if device.type == "cuda" else host_sampler(rivals[0], device, estimate)

@@ -1,0 +1,228 @@
+"""The benchmark suite end to end, on an image of a few pixels."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # bench is not installed; last, so that an installed pyops stays first
+
+from bench import case as cases  # noqa: E402
+from bench import gpu, run, timing  # noqa: E402
+from bench.__main__ import main  # noqa: E402
+from bench.ops import lut3d as op  # noqa: E402
+from bench.peers.lut3d import grid_sample_lut3d  # noqa: E402
+
+TINY = op.Lut3d(shape=(6, 8), size=5, quick=True, headline=True)
+CPU = torch.device("cpu")
+
+
+def exact(case, x):
+    return case.task(grid_sample_lut3d, x)
+
+
+def wrong(case, x):
+    return lambda: x["image"] * 0.5
+
+
+def broken(case, x):
+    raise RuntimeError("no such mode")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """One small case, with a peer of every fate."""
+    peers = cases.Peers()
+    peers.peer("exact")(exact)
+    peers.peer("wrong")(wrong)
+    peers.peer("broken")(broken)
+    peers.peer("absent", needs="a_package_nobody_has")(exact)
+    peers.peer("elsewhere", devices=["cuda"])(exact)
+    monkeypatch.setattr(op, "CASES", [TINY])
+    monkeypatch.setattr(run, "WARM_UP_S", 0.01)
+    monkeypatch.setattr("bench.peers.lut3d.PEERS", peers)
+
+
+@pytest.fixture
+def result(tiny, tmp_path):
+    assert main(["run", "--op", "lut3d", "--quick", "--seconds", "0.01", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("cpu-*/lut3d.json")
+    return path
+
+
+def contestants(path):
+    return json.loads(path.read_text())["cases"][TINY.name]["contestants"]
+
+
+def test_run_checks_before_it_compares(result):
+    found = contestants(result)
+    assert list(found) == ["pyops", "exact", "wrong", "broken", "absent"]
+    assert found["pyops"]["match"] and found["pyops"]["median_ms"] > 0
+    assert found["exact"]["match"] and found["exact"]["speedup"] > 0
+    assert not found["wrong"]["match"] and found["wrong"]["max_error"] > 0.1
+    assert found["wrong"]["median_ms"] > 0 and found["wrong"]["speedup"] is None
+    assert found["broken"]["error"] == "RuntimeError: no such mode"
+    assert found["absent"]["skipped"] == "a_package_nobody_has is not installed"
+
+
+def test_run_fails_when_ours_is_wrong(tiny, monkeypatch, tmp_path):
+    ours = {"pyops": lambda x: cases.Contestant(lambda: x["image"] * 0.5)}
+    monkeypatch.setattr(op.Lut3d, "ours", lambda self, device: ours)
+    assert main(["run", "--quick", "--seconds", "0.01", "--out", str(tmp_path)]) == 1
+    (path,) = tmp_path.glob("cpu-*/lut3d.json")
+    assert contestants(path)["exact"]["speedup"] is None
+
+
+def test_unknown_operator_is_named(capsys):
+    assert main(["run", "--op", "lut4d"]) == 2
+    assert "expected one of lut3d, got lut4d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backward": True},
+        {"backward": True, "vertices": True, "batch": 2, "lut_per_image": True},
+        {"dtype": torch.uint8},
+        {"dtype": torch.bfloat16, "channels_last": True},
+    ],
+)
+def test_cases_match_the_reference_strip_by_strip(monkeypatch, changes):
+    monkeypatch.setattr(op, "STRIP_PIXELS", 16)  # several strips even here
+    case = replace(TINY, **changes)
+    x = case.inputs(CPU)
+    ours = case.ours(CPU)["pyops"](x)
+    assert run.check(ours.view(ours.call()), case.reference(x), case.tolerances())["match"]
+    peer = cases.as_tensors(case.task(grid_sample_lut3d, x)())
+    assert run.check(peer, case.reference(x), case.tolerances())["match"]
+
+
+@pytest.mark.parametrize("interpolation", ["trilinear", "tetrahedral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.uint16])
+def test_installed_peers_do_the_same_work(interpolation, dtype):
+    """OpenColorIO and Pillow have axis orders of their own: a swapped axis would still be timed."""
+    from bench.peers.lut3d import PEERS
+
+    case = replace(TINY, shape=(48, 64), interpolation=interpolation, dtype=dtype)
+    x = case.inputs(CPU)
+    for peer in PEERS.of(case, CPU):
+        if peer.missing(quick=True) is None:
+            rival = peer.contestant(case, x)
+            assert run.check(rival.view(rival.call()), case.reference(x), case.tolerances())["match"], (
+                peer.name
+            )
+
+
+def test_case_names_are_unique():
+    for operator in cases.load_ops():
+        names = [case.name for case in operator.cases]
+        assert len(set(names)) == len(names)
+
+
+def test_interleave_takes_turns():
+    calls = []
+    samplers = {n: lambda n=n: calls.append(n) or float(len(calls)) for n in "abc"}
+    stats = timing.interleave(samplers, seconds=0, min_rounds=3)
+    assert "".join(calls) == "abcbcacab"
+    assert stats["a"].min == 1 and stats["a"].median == 6 and stats["a"].samples == 3
+
+
+def test_check_counts_flips_and_refuses_nan():
+    true = [torch.zeros(100)]
+    out = torch.zeros(100)
+    out[:2] = 1
+    assert run.check([out], true, [cases.Tolerance(0.1, flips=0.02)])["match"]
+    assert not run.check([out], true, [cases.Tolerance(0.1, flips=0.01)])["match"]
+    assert not run.check([out], true, [cases.Tolerance(0.1, flips=0.02, ceiling=0.5)])["match"]
+    assert not run.check([out * float("nan")], true, [cases.Tolerance(9.0)])["match"]
+    assert not run.check([out[:50]], true, [cases.Tolerance(9.0)])["match"]
+
+
+def worsen(path, key, factor, who):
+    data = json.loads(path.read_text())
+    data["cases"][TINY.name]["contestants"][who][key] *= factor
+    new = path.with_name("new.json")
+    new.write_text(json.dumps(data))
+    return ["compare", str(path), str(new), "--fail-above", "5"]
+
+
+def test_compare_finds_regressions(result, capsys):
+    assert main(worsen(result, "median_ms", 1.04, "pyops")) == 0
+    assert main(worsen(result, "median_ms", 0.5, "pyops")) == 0
+    assert main(worsen(result, "median_ms", 1.06, "pyops")) == 1
+    assert main(worsen(result, "speedup", 0.96, "exact")) == 0
+    assert main(worsen(result, "speedup", 0.9, "exact")) == 1
+    assert "ratio to exact" in capsys.readouterr().out
+    assert main(worsen(result, "match", 0, "pyops")) == 1
+
+
+def test_compare_refuses_another_device(result, capsys):
+    arguments = worsen(result, "median_ms", 1, "pyops")
+    new = Path(arguments[2])
+    new.write_text(json.dumps(json.loads(new.read_text()) | {"slug": "another"}))
+    assert main(arguments) == 2
+    assert "one slug" in capsys.readouterr().err
+
+
+def test_report_rewrites_the_marked_block(result, tmp_path):
+    pytest.importorskip("matplotlib")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
+    for _ in range(2):  # the second time finds its own block
+        assert main(["report", "--out", str(tmp_path), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- bench:begin -->\n| op | workload |")
+    assert text.endswith("<!-- bench:end -->\nafter\n") and "old" not in text
+    assert f"| `lut3d` | {TINY.title} |" in text and text.count("| not measured |") == 1
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page and "not measured" in page and "RuntimeError: no such mode" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    assert (tmp_path / "lut3d.svg").read_text().startswith("<svg")
+
+
+def test_report_says_what_is_missing(result, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    readme = tmp_path / "README.md"
+    readme.write_text("no block\n")
+    assert main(["report", "--out", str(tmp_path), "--readme", str(readme)]) == 2
+    assert "has no block <!-- bench:begin -->" in capsys.readouterr().err
+    assert readme.read_text() == "no block\n"
+    assert main(["report", "--out", str(tmp_path / "empty"), "--readme", str(readme)]) == 2
+    assert "no results in" in capsys.readouterr().err
+
+
+def test_gpu_keeps_what_each_stage_leaves(monkeypatch, tmp_path):
+    """A stage that fails and one that hangs cost only themselves."""
+    scripts = {
+        "build": "print('built')",
+        "test": "raise SystemExit(3)",
+        "sanitize": "import time; time.sleep(60)",
+        "bench": "print('benched')",
+    }
+
+    def steps(stage, out, only):
+        return [gpu.Step(f"{stage}.log", [sys.executable, "-c", scripts[stage]])]
+
+    monkeypatch.setattr(gpu, "steps", steps)
+    monkeypatch.setattr(gpu, "SHARE", {"build": 0.5, "test": 0.5, "sanitize": 0.3, "bench": 1.0})
+    assert main(["gpu", "--out", str(tmp_path), "--minutes", "0.1"]) == 1
+    stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
+    assert [s["status"] for s in stages.values()] == ["passed", "failed", "timeout", "passed"]
+    assert stages["sanitize"]["seconds"] < 30
+    assert (tmp_path / "bench.log").read_text().endswith("benched\n")
+    assert main(["gpu", "--out", str(tmp_path), "--stage", "build"]) == 0
+    assert list(json.loads((tmp_path / "summary.json").read_text())["stages"]) == list(gpu.STAGES)
+
+
+def test_gpu_commands_follow_the_options(tmp_path):
+    (test,) = gpu.steps("test", tmp_path, ["lut3d"])
+    assert test.command[1:] == ["-m", "pytest", "tests", "-q", "--device", "cuda", "-k", "lut3d"]
+    (bench,) = gpu.steps("bench", tmp_path, ["lut3d"])
+    assert bench.command[-2:] == ["--op", "lut3d"] and str(tmp_path) in bench.command
+    assert main(["gpu", "--out", str(tmp_path), "--stage", "fly"]) == 2
