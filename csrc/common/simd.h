@@ -44,9 +44,7 @@ PYOPS_HD i32x8 truncate(f32x8 v) { return __builtin_convertvector(v, i32x8); }
 PYOPS_HD f32x8 to_float(i32x8 v) { return __builtin_convertvector(v, f32x8); }
 PYOPS_HD f64x4 to_double(f32x4 v) { return __builtin_convertvector(v, f64x4); }
 
-PYOPS_HD f32x8 concat(f32x4 low, f32x4 high) {
-  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
-}
+PYOPS_HD f32x8 concat(f32x4 low, f32x4 high) { return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7); }
 
 // Element k of each half, four times: the two pixels k and k + 4 share one vector.
 template <int k>

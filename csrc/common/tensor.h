@@ -122,8 +122,13 @@ struct Pixels {
 template <class T>
 Pixels<T> pixels_of(const Tensor& t) {
   const bool linear = t.size(2) == 1 || t.stride(2) == t.stride(3) * t.size(3);
-  return {static_cast<T*>(const_cast<void*>(t.const_data_ptr())), t.stride(0), t.stride(1), t.stride(2), t.stride(3),
-          t.size(3), linear};
+  return {static_cast<T*>(const_cast<void*>(t.const_data_ptr())),
+          t.stride(0),
+          t.stride(1),
+          t.stride(2),
+          t.stride(3),
+          t.size(3),
+          linear};
 }
 
 }  // namespace pyops

@@ -44,8 +44,8 @@ struct Places {
 };
 
 // Table lookups have no vector form worth having.
-[[gnu::noinline]] inline void locate_irregular(const float* values, const Axis<float>& axis, int32_t* cell, float* fraction,
-                                               float* scale) {
+[[gnu::noinline]] inline void locate_irregular(const float* values, const Axis<float>& axis, int32_t* cell,
+                                               float* fraction, float* scale) {
   for (int i = 0; i < 8; ++i) {
     const Place<float> place = lut3d::locate(values[i], axis);
     cell[i] = place.cell, fraction[i] = place.fraction, scale[i] = place.slope;
@@ -141,7 +141,8 @@ struct Edges {
 };
 
 template <int k>
-PYOPS_HD f32x8 trilinear_pair(const float* packed, int size, const uint32_t* at, const float* g, const float* b, f32x8 r) {
+PYOPS_HD f32x8 trilinear_pair(const float* packed, int size, const uint32_t* at, const float* g, const float* b,
+                              f32x8 r) {
   const Edges near(at_byte(packed, at[k]), size, g[k], b[k]);
   const Edges far(at_byte(packed, at[k + 4]), size, g[k + 4], b[k + 4]);
   const f32x8 low = lows(near.value, far.value), high = highs(near.value, far.value);
@@ -200,8 +201,8 @@ PYOPS_HD void trilinear_slopes_pair(const float* packed, int size, const uint32_
 }
 
 template <int k>
-PYOPS_HD void tetrahedral_slopes_pair(const float* packed, const uint32_t (&at)[4][8], f32x8 (&high)[4], f32x8 (&mid)[4],
-                                      f32x8 (&low)[4]) {
+PYOPS_HD void tetrahedral_slopes_pair(const float* packed, const uint32_t (&at)[4][8], f32x8 (&high)[4],
+                                      f32x8 (&mid)[4], f32x8 (&low)[4]) {
   const f32x8 v0 = load_pair(packed, at[0], k), v1 = load_pair(packed, at[1], k);
   const f32x8 v2 = load_pair(packed, at[2], k), v3 = load_pair(packed, at[3], k);
   high[k] = v1 - v0, mid[k] = v2 - v1, low[k] = v3 - v2;

@@ -207,7 +207,8 @@ def _validate(image: Tensor, lut: Tensor, vertices: Tensor | None, interpolation
 
 def _validate_vertices(vertices: Tensor, image: Tensor, batch: int, size: int) -> None:
     _require_float("vertices", vertices)
-    if vertices.shape not in ((3, size), (batch, 3, size)):
+    batched = vertices.dim() == 3
+    if vertices.dim() not in (2, 3) or vertices.shape[-2:] != (3, size) or (batched and vertices.shape[0] != batch):
         raise ValueError(
             f"vertices must be [3, N={size}] or [B={batch}, 3, N={size}], got shape {list(vertices.shape)}"
         )

@@ -15,7 +15,7 @@ def _locate(value: Tensor, size: int, vertices: Tensor | None) -> tuple[Tensor, 
         t = v * (size - 1)
         cell = torch.where(t.detach() < size - 1, t.detach(), size - 2).to(torch.int64)
         return cell, t - cell
-    inner = vertices[:, 1:-1].detach().contiguous().expand(len(v), -1)
+    inner = vertices[:, 1:-1].detach().expand(len(v), -1).contiguous()
     cell = torch.searchsorted(inner, v.detach().contiguous(), right=True).clamp(max=size - 2)
     lower = vertices.expand(len(v), -1).gather(1, cell)
     upper = vertices.expand(len(v), -1).gather(1, cell + 1)
