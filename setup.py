@@ -1,6 +1,7 @@
 """Builds the two native libraries of pyops: `_C` (schemas and CPU kernels) and `_C_cuda` (CUDA kernels).
 
-Variables: TORCH_CUDA_ARCH_LIST, MAX_JOBS and CUDA_HOME as everywhere; PYOPS_CUDA=1 forces the CUDA library, 0 leaves it out.
+Variables: TORCH_CUDA_ARCH_LIST, MAX_JOBS and CUDA_HOME as everywhere; PYOPS_CUDA=1 forces the CUDA library and
+PYOPS_CUDA=0 leaves it out.
 """
 
 import glob
@@ -27,7 +28,15 @@ if shutil.which(os.environ.get("CXX", "c++")) is None:
 ROOT = os.path.dirname(os.path.abspath(__file__))
 TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the stable ABI of torch 2.11: one build fits every later torch
 # Nothing here reads floating-point exception flags: without them more loops vectorise.
-FLAGS = ["-O3", "-std=c++17", "-fno-trapping-math", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", TARGET]
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+    TARGET,
+]
 
 
 def sources(pattern):
@@ -37,26 +46,39 @@ def sources(pattern):
 def cuda_extension():
     """The CUDA library, or None where it is not wanted or cannot be had."""
     mode = os.environ.get("PYOPS_CUDA", "auto")
-    nvcc = shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")) or shutil.which("nvcc")
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin")) or shutil.which("nvcc")
     if mode == "0" or (mode == "auto" and (torch.version.cuda is None or nvcc is None)):
         return None
     if nvcc is None:
-        sys.exit("pyops: PYOPS_CUDA=1 but nvcc was not found; put it on PATH, set CUDA_HOME, or unset PYOPS_CUDA.")
+        sys.exit(
+            "pyops: PYOPS_CUDA=1 but nvcc was not found; put it on PATH, set CUDA_HOME, or unset PYOPS_CUDA."
+        )
     home = cpp_extension.CUDA_HOME = cpp_extension.CUDA_HOME or os.path.dirname(os.path.dirname(nvcc))
     newest = os.popen(f'"{nvcc}" --list-gpu-arch').read()
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0+PTX" + (";12.0" if "compute_120" in newest else ""))
+    os.environ.setdefault(
+        "TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0+PTX" + (";12.0" if "compute_120" in newest else "")
+    )
     # The runtime is linked statically and torch's stream is looked up at run time (common/launch.cuh), so the library
     # also links, and loads, beside a torch without CUDA.
     return cpp_extension.CppExtension(
-        "pyops._C_cuda", sources("csrc/*/*.cu"), py_limited_api=True,
-        include_dirs=[os.path.join(home, "include")], library_dirs=[os.path.join(home, "lib64")],
-        libraries=["cudart_static", "rt", "dl", "pthread"], extra_link_args=["-s"],
+        "pyops._C_cuda",
+        sources("csrc/*/*.cu"),
+        py_limited_api=True,
+        include_dirs=[os.path.join(home, "include")],
+        library_dirs=[os.path.join(home, "lib64")],
+        libraries=["cudart_static", "rt", "dl", "pthread"],
+        extra_link_args=["-s"],
         extra_compile_args={"cxx": FLAGS, "nvcc": ["-O3", "-std=c++17", TARGET, "-DUSE_CUDA", "--threads=2"]},
     )
 
 
 cpu = cpp_extension.CppExtension(
-    "pyops._C", sources("csrc/*/*.cpp"), py_limited_api=True, extra_link_args=["-s"], extra_compile_args={"cxx": FLAGS}
+    "pyops._C",
+    sources("csrc/*/*.cpp"),
+    py_limited_api=True,
+    extra_link_args=["-s"],
+    extra_compile_args={"cxx": FLAGS},
 )
 setup(
     ext_modules=[extension for extension in (cpu, cuda_extension()) if extension],

@@ -42,8 +42,8 @@ def _load() -> None:
         torch.ops.load_library(path)
     except OSError as error:
         raise ImportError(
-            f"pyops could not load {path} ({_reason(error)}); reinstall it with "
-            "'pip install --no-build-isolation --force-reinstall --no-deps pyops'."
+            f"pyops could not load {path} ({_reason(error)}); build it again with "
+            "'pip install --no-build-isolation --force-reinstall --no-deps .' in its source tree."
         ) from error
     if torch.version.cuda is None:
         cuda_problem = "this torch has no CUDA; install a CUDA build of torch"
@@ -56,7 +56,9 @@ def _load() -> None:
         torch.ops.load_library(path)
         cuda_loaded = True
     except OSError as error:
-        cuda_problem = f"{path} did not load ({_reason(error)}); reinstall pyops for CUDA {torch.version.cuda}"
+        cuda_problem = (
+            f"{path} did not load ({_reason(error)}); reinstall pyops for CUDA {torch.version.cuda}"
+        )
 
 
 def build_info() -> dict[str, str | None]:

@@ -52,7 +52,9 @@ def _triton_kernel(op: str, stem: str) -> Callable[..., Any]:
     return call
 
 
-def second_derivative(reference: Callable[..., Tensor], inputs: Sequence[Tensor | None], upstream: Sequence[Tensor | None]):
+def second_derivative(
+    reference: Callable[..., Tensor], inputs: Sequence[Tensor | None], upstream: Sequence[Tensor | None]
+) -> list[Tensor | None]:
     """Gradient of a backward operator, through the plain-PyTorch definition of its forward.
 
     ``inputs`` is the gradient that came in, then the tensors ``reference`` takes; ``upstream`` holds the gradients with
@@ -66,9 +68,9 @@ def second_derivative(reference: Callable[..., Tensor], inputs: Sequence[Tensor 
         first = torch.autograd.grad(
             reference(*tensors), [t for t, _ in wanted], grad, create_graph=True, allow_unused=True
         )
-        total = sum((f * g).sum() for f, (_, g) in zip(first, wanted, strict=True) if f is not None)
+        terms = [(f * g).sum() for f, (_, g) in zip(first, wanted, strict=True) if f is not None]
     known = [leaf for leaf in leaves if leaf is not None]
-    found = iter(torch.autograd.grad(total, known, allow_unused=True))
+    found = iter(torch.autograd.grad(terms, known, allow_unused=True))
     return [None if leaf is None else next(found) for leaf in leaves]
 
 
@@ -84,10 +86,8 @@ def empty_like_image(image: Tensor) -> Tensor:
     return image.new_empty(image.shape)
 
 
-def fold(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+def fold(t: Tensor, dim: int | None, size: int) -> Tensor:
     """A vmapped tensor with its mapped axis of ``size`` in front, expanded where it is not mapped."""
-    if t is None:
-        return None
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
 
 

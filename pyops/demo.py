@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         from PIL import Image, ImageOps
         from skimage.data import stereo_motorcycle
     except ImportError as error:
-        print(f"The demo needs {error.name}: pip install 'pyops[demo]'")
+        print(f"The demo needs {error.name}: pip install '.[demo]'")
         return 2
     if args.device == "cuda" and not torch.cuda.is_available():
         print("This PyTorch sees no CUDA device: use --device cpu.")

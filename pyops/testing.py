@@ -243,6 +243,7 @@ class Check(NamedTuple):
     ok: bool
     max_error: float
     device: str
+    problem: str = ""  # what was raised, if anything
 
 
 def _lut3d_samples() -> list[Inputs]:
@@ -288,6 +289,6 @@ def _check(function: Callable[..., Tensor], op: str, samples: list[Inputs], devi
             for ours, theirs in zip(*pairs, strict=True):
                 scale = theirs.abs().max().clamp(min=1)
                 error = max(error, ((ours - theirs).abs().max() / scale).nan_to_num(nan=math.inf).item())
-    except Exception:  # whatever goes wrong here is the finding
-        return Check(op, False, math.nan, device)
+    except Exception as problem:  # whatever goes wrong here is the finding
+        return Check(op, False, math.nan, device, f"{type(problem).__name__}: {problem}")
     return Check(op, error <= 1e-4, error, device)

@@ -37,7 +37,8 @@ __device__ __forceinline__ double value(uint64_t sum, int e) { return ldexp(doub
 
 // Largest finite |v| of a tensor as the bits of a float (which sort like the floats). *result starts at 0.
 template <class T>
-__global__ void absolute_maximum(const Pixels<T> tensor, int64_t batch, int64_t channels, int64_t pixels, uint32_t* result) {
+__global__ void absolute_maximum(const Pixels<T> tensor, int64_t batch, int64_t channels, int64_t pixels,
+                                 uint32_t* result) {
   __shared__ uint32_t block_maximum;
   if (threadIdx.x == 0) block_maximum = 0;
   __syncthreads();

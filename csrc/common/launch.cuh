@@ -16,7 +16,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #define PYOPS_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(pyops, CUDA, m)
-#define PYOPS_DYNAMIC_SHARED(T, name)                         \
+#define PYOPS_DYNAMIC_SHARED(T, name)                           \
   extern __shared__ __align__(16) unsigned char pyops_shared[]; \
   T* const name = reinterpret_cast<T*>(pyops_shared)
 #endif
@@ -67,11 +67,12 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 inline int64_t shared_memory_limit() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared, cudaStream_t stream,
-            const Arguments&... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared,
+            cudaStream_t stream, const Arguments&... arguments) {
   if (shared > 48 * 1024)
     check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    int(shared)), name);
+                                    int(shared)),
+               name);
 #if defined(PYOPS_EMULATE)
   simt::launch(kernel, grid, dim3(threads), size_t(shared))(Parameters(arguments)...);
 #else
@@ -91,7 +92,8 @@ template <class Kernel>
 int64_t resident_blocks(Kernel kernel, int threads, int64_t shared) {
   int each = 1;
   if (shared > 48 * 1024)
-    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         int(shared));
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, size_t(shared));
   return int64_t(each < 1 ? 1 : each) * device_attribute(cudaDevAttrMultiProcessorCount);
 }

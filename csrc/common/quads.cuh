@@ -30,10 +30,22 @@ inline Images images_of(const Tensor& t) {
 
 template <int kBytes>
 struct Word;
-template <> struct Word<4> { using type = unsigned; };
-template <> struct Word<8> { using type = uint2; };
-template <> struct Word<16> { using type = uint4; };
-template <> struct Word<32> { using type = uint4; };  // never used: doubles have no word
+template <>
+struct Word<4> {
+  using type = unsigned;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+template <>
+struct Word<32> {
+  using type = uint4;
+};  // never used: doubles have no word
 
 // Four elements at once, marked as not to be read again.
 template <class T>
@@ -112,17 +124,17 @@ __device__ __forceinline__ void store_typed(const Images& images, const Reach& a
   }
 }
 
-#define PYOPS_FOR_TYPE(access)                                                   \
-  if constexpr (std::is_same_v<A, double>) {                                     \
-    access<double>(images, at, quad);                                            \
-  } else {                                                                       \
-    switch (images.type) {                                                       \
-      case ScalarType::Byte: return access<uint8_t>(images, at, quad);           \
-      case ScalarType::UInt16: return access<uint16_t>(images, at, quad);        \
-      case ScalarType::Half: return access<Half>(images, at, quad);              \
-      case ScalarType::BFloat16: return access<BFloat16>(images, at, quad);      \
-      default: return access<float>(images, at, quad);                           \
-    }                                                                            \
+#define PYOPS_FOR_TYPE(access)                                              \
+  if constexpr (std::is_same_v<A, double>) {                                \
+    access<double>(images, at, quad);                                       \
+  } else {                                                                  \
+    switch (images.type) {                                                  \
+      case ScalarType::Byte: return access<uint8_t>(images, at, quad);      \
+      case ScalarType::UInt16: return access<uint16_t>(images, at, quad);   \
+      case ScalarType::Half: return access<Half>(images, at, quad);         \
+      case ScalarType::BFloat16: return access<BFloat16>(images, at, quad); \
+      default: return access<float>(images, at, quad);                      \
+    }                                                                       \
   }
 
 template <class A>
@@ -132,7 +144,8 @@ __device__ __forceinline__ void load(const Images& images, int64_t b, int64_t fi
 }
 
 template <class A>
-__device__ __forceinline__ void store(const Images& images, int64_t b, int64_t first, int64_t pixels, const Quad<A>& quad) {
+__device__ __forceinline__ void store(const Images& images, int64_t b, int64_t first, int64_t pixels,
+                                      const Quad<A>& quad) {
   const Reach at(images, b, first, pixels);
   PYOPS_FOR_TYPE(store_typed)
 }

@@ -15,8 +15,8 @@ namespace {
 
 using torch::stable::parallel_for;
 
-constexpr int64_t kBlock = 512;       // pixels that pass through the first-level cache together
-constexpr int64_t kGrain = 16384;     // pixels worth a thread
+constexpr int64_t kBlock = 512;    // pixels that pass through the first-level cache together
+constexpr int64_t kGrain = 16384;  // pixels worth a thread
 
 template <class A>
 struct Block {
@@ -264,10 +264,9 @@ void run_forward(const Problem& p, const Tensor& image, const Tensor& lut, const
   const auto source = pixels_of<T>(image), target = pixels_of<T>(out);
   const int64_t blocks = ceil_div(p.batch * p.pixels, kBlock);
   parallel_for(0, blocks, kGrain / kBlock, [&](int64_t begin, int64_t end) {
-    for_each_image(p, begin * kBlock, std::min(end * kBlock, p.batch * p.pixels),
-                   [&](int64_t b, int64_t first, int64_t last) {
-                     forward_span<A, T>(p, tables, source, target, b, first, last);
-                   });
+    for_each_image(
+        p, begin * kBlock, std::min(end * kBlock, p.batch * p.pixels),
+        [&](int64_t b, int64_t first, int64_t last) { forward_span<A, T>(p, tables, source, target, b, first, last); });
   });
 }
 
@@ -383,8 +382,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& im
   Gradients g(image, lut, vertices, need_image, need_lut, need_vertices);
   if (g.zero_if_empty(image)) return g.tuple();
   const auto run = [&](auto arithmetic, auto pixel) {
-    run_backward<decltype(arithmetic), decltype(pixel)>(p, grad, image, lut, vertices, g.image_or_null(), g.lut_or_null(),
-                                                        g.vertices_or_null());
+    run_backward<decltype(arithmetic), decltype(pixel)>(p, grad, image, lut, vertices, g.image_or_null(),
+                                                        g.lut_or_null(), g.vertices_or_null());
   };
   if (image.scalar_type() == ScalarType::Double) run(double(), double());
   else

@@ -18,8 +18,9 @@ struct Problem {
 
 inline Problem check(const Tensor& image, const Tensor& lut, const std::optional<Tensor>& vertices, bool tetrahedral) {
   PYOPS_CHECK(image.dim() == 4 && image.size(1) == 3, "image must be [B, 3, H, W]");
-  PYOPS_CHECK(is_floating(image) || image.scalar_type() == ScalarType::Byte || image.scalar_type() == ScalarType::UInt16,
-              "image must be floating point, uint8 or uint16");
+  PYOPS_CHECK(
+      is_floating(image) || image.scalar_type() == ScalarType::Byte || image.scalar_type() == ScalarType::UInt16,
+      "image must be floating point, uint8 or uint16");
   PYOPS_CHECK(is_floating(lut), "lut must be floating point");
   PYOPS_CHECK(lut.dim() == 4 || (lut.dim() == 5 && lut.size(0) == image.size(0)),
               "lut must be [3, N, N, N], or [B, 3, N, N, N] with image's B");
@@ -35,12 +36,8 @@ inline Problem check(const Tensor& image, const Tensor& lut, const std::optional
                 "vertices must be [3, N] or [B, 3, N] with the N of lut");
     check_same_device(v, image, "vertices");
   }
-  return {image.size(0),
-          image.size(2) * image.size(3),
-          int(n),
-          lut.dim() == 4,
-          !vertices || vertices->dim() == 2,
-          vertices.has_value(),
+  return {image.size(0),  image.size(2) * image.size(3),     int(n),
+          lut.dim() == 4, !vertices || vertices->dim() == 2, vertices.has_value(),
           tetrahedral};
 }
 
@@ -54,8 +51,8 @@ inline void check_gradient(const Tensor& grad, const Tensor& image) {
 // The results of lut3d_backward: uninitialised where wanted, of shape [0] where not.
 class Gradients {
  public:
-  Gradients(const Tensor& image, const Tensor& lut, const std::optional<Tensor>& vertices, bool need_image, bool need_lut,
-            bool need_vertices)
+  Gradients(const Tensor& image, const Tensor& lut, const std::optional<Tensor>& vertices, bool need_image,
+            bool need_lut, bool need_vertices)
       : need_image_(need_image),
         need_lut_(need_lut),
         need_vertices_(need_vertices && vertices),

@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(Table::kThreads)
     char* const own = stage_axes(set, t, shared, axis);
     const Table table(set, t, own);
     const int64_t slots = vertices_wanted ? VertexSums::slots(set.size, copies) : 0;
-    const VertexSums sums{reinterpret_cast<uint32_t*>(own), reinterpret_cast<uint32_t*>(own) + slots, set.size - 1, copies};
+    const VertexSums sums{reinterpret_cast<uint32_t*>(own), reinterpret_cast<uint32_t*>(own) + slots, set.size - 1,
+                          copies};
     for (int64_t i = threadIdx.x; i < 2 * slots; i += blockDim.x) sums.low[i] = 0;
     __syncthreads();
     for (int64_t i = global_thread(); i < set.images_each * quads; i += grid_threads()) {
@@ -63,7 +64,8 @@ __global__ void __launch_bounds__(Table::kThreads)
             const float both[2] = {float(slope[c]), float(slope[c] * spot.f[c])};
             for (int which = 0; which < 2; ++which) {
               const int slot = sums.slot(c, spot.place[c].cell, which) + threadIdx.x % copies;
-              if (fixed::is_finite(both[which])) fixed::add_shared(sums.low + slot, sums.high + slot, fixed::quantise(both[which], e));
+              if (fixed::is_finite(both[which]))
+                fixed::add_shared(sums.low + slot, sums.high + slot, fixed::quantise(both[which], e));
               else vertex_sums.poison[t * vertex_table_stride + slot / copies] = 1;
             }
           }
@@ -138,8 +140,8 @@ void run_backward(const Problem& p, const Tensor& grad, const Tensor& image, con
   dispatch_any_float(*grad_vertices, "vertices", [&](auto value) {
     using V = decltype(value);
     const int64_t axes = grad_vertices->numel() / p.size;
-    launch("lut3d_backward (vertices)", finish_vertices<A, V>, blocks_for(axes * p.size, 128), 128, 0, stream, workspace.sums,
-           tables.set.vertices, static_cast<V*>(grad_vertices->mutable_data_ptr()), axes, p.size);
+    launch("lut3d_backward (vertices)", finish_vertices<A, V>, blocks_for(axes * p.size, 128), 128, 0, stream,
+           workspace.sums, tables.set.vertices, static_cast<V*>(grad_vertices->mutable_data_ptr()), axes, p.size);
   });
 }
 
@@ -155,8 +157,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& im
   // Shared memory goes to the vertex sums where those are wanted.
   const Storage storage = choose_storage(p, lut, !vertices, in_double || g.vertices_wanted(), shared_memory_limit());
   dispatch_storage(storage, in_double, [&](auto* table) {
-    run_backward<std::remove_pointer_t<decltype(table)>>(p, grad, image, lut, vertices, g.image_or_null(), g.lut_or_null(),
-                                                         g.vertices_or_null(), storage, scope.stream());
+    run_backward<std::remove_pointer_t<decltype(table)>>(p, grad, image, lut, vertices, g.image_or_null(),
+                                                         g.lut_or_null(), g.vertices_or_null(), storage,
+                                                         scope.stream());
   });
   return g.tuple();
 }

@@ -84,7 +84,9 @@ __global__ void __launch_bounds__(kLutThreads)
             if (!fixed::is_finite(v)) total.poison[t * table_stride + int64_t(c) * set.cells + first_cell + cell] = 1;
             else if (slabs.planes == 0)
               fixed::add_global(sums + int64_t(c) * set.cells + cell, uint64_t(int64_t(fixed::quantise(v, e))));
-            else fixed::add_shared(low + channel * slab_cells + cell, high + channel * slab_cells + cell, fixed::quantise(v, e));
+            else
+              fixed::add_shared(low + channel * slab_cells + cell, high + channel * slab_cells + cell,
+                                fixed::quantise(v, e));
           }
         }
       }
@@ -116,7 +118,8 @@ void launch_absolute_maximum(const Tensor& t, int64_t batch, int64_t pixels, uin
   dispatch_any_float(t, "gradient", [&](auto value) {
     using T = decltype(value);
     // A tensor that is no image counts as one row of values.
-    const Pixels<T> view = batch ? pixels_of<T>(t) : Pixels<T>{static_cast<T*>(t.mutable_data_ptr()), 0, 0, 0, 1, 1, true};
+    const Pixels<T> view =
+        batch ? pixels_of<T>(t) : Pixels<T>{static_cast<T*>(t.mutable_data_ptr()), 0, 0, 0, 1, 1, true};
     launch("lut3d.absolute_maximum", fixed::absolute_maximum<T>, blocks_for(t.numel(), 256 * 16), 256, 0, stream, view,
            batch ? batch : 1, int64_t(batch ? 3 : 1), pixels, result);
   });
@@ -127,8 +130,7 @@ struct Workspace {
   Tensor memory;
   FixedSums sums;
 
-  Workspace(const Tensor& like, int64_t count)
-      : memory(new_tensor(like, {12 * count + 8}, ScalarType::Byte)) {
+  Workspace(const Tensor& like, int64_t count) : memory(new_tensor(like, {12 * count + 8}, ScalarType::Byte)) {
     torch::stable::zero_(memory);
     auto* bytes = memory.mutable_data_ptr<uint8_t>();
     auto* words = reinterpret_cast<uint32_t*>(bytes + 8 * count);
@@ -147,9 +149,11 @@ void run_lut_gradient(const Problem& p, const Tensor& grad, const Tensor& image,
   const auto kernel = p.tetrahedral ? lut_gradient<A, true> : lut_gradient<A, false>;
   const int64_t rows = p.tables() < kMaxRows ? p.tables() : kMaxRows;
   const int64_t quads = p.batch / p.tables() * ceil_div<int64_t>(p.pixels, 4);
-  const int64_t most = slabs.planes ? ceil_div(resident_blocks(kernel, kLutThreads, shared), slabs.count * rows) : 0x7fffffff;
-  launch("lut3d_backward (lut)", kernel, dim3(blocks_for(quads, kLutThreads, most), slabs.count, unsigned(rows)), kLutThreads,
-         shared, stream, set, images_of(image), images_of(grad), workspace.sums, p.shared_lut ? 0 : 3 * p.cells(), slabs);
+  const int64_t most =
+      slabs.planes ? ceil_div(resident_blocks(kernel, kLutThreads, shared), slabs.count * rows) : 0x7fffffff;
+  launch("lut3d_backward (lut)", kernel, dim3(blocks_for(quads, kLutThreads, most), slabs.count, unsigned(rows)),
+         kLutThreads, shared, stream, set, images_of(image), images_of(grad), workspace.sums,
+         p.shared_lut ? 0 : 3 * p.cells(), slabs);
   dispatch_any_float(grad_lut, "lut", [&](auto value) {
     using L = decltype(value);
     launch("lut3d_backward (lut sums)", finish_lut<L>, blocks_for(count, 256), 256, 0, stream, workspace.sums,

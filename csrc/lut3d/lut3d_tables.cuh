@@ -52,7 +52,8 @@ struct SharedHalf {
   static int64_t bytes(int64_t cells) { return ceil_div<int64_t>(6 * cells + 2, 4) * 4; }  // `point` reads whole words
   const uint32_t* words;
 
-  __device__ SharedHalf(const TableSet<float>& set, int64_t t, char* shared) : words(reinterpret_cast<uint32_t*>(shared)) {
+  __device__ SharedHalf(const TableSet<float>& set, int64_t t, char* shared)
+      : words(reinterpret_cast<uint32_t*>(shared)) {
     const Half* from = static_cast<const Half*>(set.values) + t * set.stride;
     Half* to = reinterpret_cast<Half*>(shared);
     for (int c = 0; c < 3; ++c)
@@ -63,7 +64,8 @@ struct SharedHalf {
   __device__ __forceinline__ void point(int vertex, float (&rgb)[3]) const {
     const int half = 3 * vertex, word = half >> 1;
     const uint32_t low = words[word], high = words[word + 1];
-    const uint32_t first_two = __funnelshift_r(low, high, (half & 1) * 16), last = half & 1 ? high >> 16 : high & 0xffff;
+    const uint32_t first_two = __funnelshift_r(low, high, (half & 1) * 16),
+                   last = half & 1 ? high >> 16 : high & 0xffff;
     rgb[0] = float(Half(uint16_t(first_two & 0xffff), Half::from_bits()));
     rgb[1] = float(Half(uint16_t(first_two >> 16), Half::from_bits()));
     rgb[2] = float(Half(uint16_t(last), Half::from_bits()));
@@ -76,7 +78,8 @@ struct SharedFloat {
   static int64_t bytes(int64_t cells) { return 12 * cells; }
   const float* values;
 
-  __device__ SharedFloat(const TableSet<float>& set, int64_t t, char* shared) : values(reinterpret_cast<float*>(shared)) {
+  __device__ SharedFloat(const TableSet<float>& set, int64_t t, char* shared)
+      : values(reinterpret_cast<float*>(shared)) {
     const float* from = static_cast<const float*>(set.values) + t * set.stride;
     float* to = reinterpret_cast<float*>(shared);
     for (int c = 0; c < 3; ++c)
@@ -182,7 +185,8 @@ template <class Table, class Kernel>
 dim3 pixel_grid(Kernel kernel, const Problem& p, int64_t shared) {
   const int64_t quads = p.batch / p.tables() * ceil_div<int64_t>(p.pixels, 4);
   const int64_t rows = p.tables() < kMaxRows ? p.tables() : kMaxRows;
-  const int64_t most = Table::bytes(1) == 0 ? 0x7fffffff : ceil_div(resident_blocks(kernel, Table::kThreads, shared), rows);
+  const int64_t most =
+      Table::bytes(1) == 0 ? 0x7fffffff : ceil_div(resident_blocks(kernel, Table::kThreads, shared), rows);
   return dim3(blocks_for(quads, Table::kThreads, most), unsigned(rows));
 }
 

@@ -21,9 +21,9 @@ def lut3d(
     """Maps every pixel's colour through a 3D lookup table.
 
     Convention:
-        ``lut[c, blue, green, red]`` is output channel ``c`` at a lattice point, red varying fastest in memory (the order
-        of a .cube file, and of ``F.grid_sample`` on ``lut`` at ``2 * image - 1`` with ``align_corners=True``). Colours
-        lie in [0, 1]; values outside are clamped. NaN in a pixel makes that pixel NaN (0 in an integer image) and no
+        ``lut[c, blue, green, red]`` is output channel ``c`` at a lattice point, red fastest in memory: the order of a
+        .cube file, and of ``F.grid_sample`` on ``lut`` at ``2 * image - 1`` with ``align_corners=True``. Colours lie
+        in [0, 1]; values outside are clamped. NaN in a pixel makes that pixel NaN (0 in an integer image) and no
         other. Integer images scale by 255 or 65535 and round to nearest, ties to even.
 
     Args:
@@ -181,15 +181,24 @@ def _require_device(name: str, t: Tensor, other: Tensor, other_name: str) -> Non
 def _validate_lut(lut: Tensor) -> None:
     _require_float("lut", lut)
     shape = lut.shape
-    if lut.dim() < 4 or shape[-4] != 3 or not shape[-1] == shape[-2] == shape[-3] or not 2 <= shape[-1] <= 129:
-        raise ValueError(f"lut must be [3, N, N, N] or [B, 3, N, N, N] with N from 2 to 129, got {list(shape)}")
+    if (
+        lut.dim() < 4
+        or shape[-4] != 3
+        or not shape[-1] == shape[-2] == shape[-3]
+        or not 2 <= shape[-1] <= 129
+    ):
+        raise ValueError(
+            f"lut must be [3, N, N, N] or [B, 3, N, N, N] with N from 2 to 129, got {list(shape)}"
+        )
 
 
 def _validate(image: Tensor, lut: Tensor, vertices: Tensor | None, interpolation: str) -> None:
     if not isinstance(image, Tensor):
         raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
     if image.dtype not in _PIXELS:
-        raise TypeError(f"image must be float32, float16, bfloat16, float64, uint8 or uint16, got {image.dtype}")
+        raise TypeError(
+            f"image must be float32, float16, bfloat16, float64, uint8 or uint16, got {image.dtype}"
+        )
     if image.dim() not in (3, 4) or image.shape[-3] != 3:
         raise ValueError(f"image must be [B, 3, H, W] or [3, H, W], got shape {list(image.shape)}")
     _validate_lut(lut)
@@ -208,7 +217,11 @@ def _validate(image: Tensor, lut: Tensor, vertices: Tensor | None, interpolation
 def _validate_vertices(vertices: Tensor, image: Tensor, batch: int, size: int) -> None:
     _require_float("vertices", vertices)
     batched = vertices.dim() == 3
-    if vertices.dim() not in (2, 3) or vertices.shape[-2:] != (3, size) or (batched and vertices.shape[0] != batch):
+    if (
+        vertices.dim() not in (2, 3)
+        or vertices.shape[-2:] != (3, size)
+        or (batched and vertices.shape[0] != batch)
+    ):
         raise ValueError(
             f"vertices must be [3, N={size}] or [B={batch}, 3, N={size}], got shape {list(vertices.shape)}"
         )
@@ -232,7 +245,9 @@ def _fake_backward(grad, image, lut, vertices, tetrahedral, need_image, need_lut
     return (
         _op.empty_like_image(image) if need_image else image.new_empty(0),
         lut.new_empty(lut.shape if need_lut else 0),
-        vertices.new_empty(vertices.shape) if need_vertices and vertices is not None else _nothing(lut, vertices),
+        vertices.new_empty(vertices.shape)
+        if need_vertices and vertices is not None
+        else _nothing(lut, vertices),
     )
 
 

@@ -70,8 +70,7 @@ T reduce(unsigned mask, T value, Operation, Site at) {
 struct Add {
   template <class T>
   T operator()(T a, T b) const {
-    if constexpr (std::is_floating_point_v<T>)
-      return a + b;
+    if constexpr (std::is_floating_point_v<T>) return a + b;
     else  // wraps, also where C++ does not define it
       return T(std::make_unsigned_t<T>(a) + std::make_unsigned_t<T>(b));
   }

@@ -207,10 +207,8 @@ TEST(run_write_static, int index) {
 __global__ void diverge(int kind) {
   const bool first = threadIdx.x < 16;
   if (kind == 0) {
-    if (first)
-      __syncthreads();
-    else
-      __syncthreads();
+    if (first) __syncthreads();
+    else __syncthreads();
   } else if (kind == 1) {
     first ? __syncthreads() : __syncwarp();
   } else if (kind == 2) {

@@ -7,7 +7,12 @@ import pyops
 
 from . import build
 
-LIMITS = {232448: "whole table", 20000: "one channel a slab", 2700: "planes of a channel", 600: "no shared memory"}
+LIMITS = {
+    232448: "whole table",
+    20000: "one channel a slab",
+    2700: "planes of a channel",
+    600: "no shared memory",
+}
 
 
 @pytest.fixture
@@ -33,12 +38,15 @@ def test_every_division_of_the_table_agrees(emulator, limit, shared, tetrahedral
     def run(ops):
         forward = ops.lut3d(image, lut, vertices, tetrahedral)
         need_vertices = vertices is not None and limit > 20000  # the sums of the axes need room too
-        return forward, *ops.lut3d_backward(grad, image, lut, vertices, tetrahedral, True, True, need_vertices)
+        return forward, *ops.lut3d_backward(
+            grad, image, lut, vertices, tetrahedral, True, True, need_vertices
+        )
 
     first, second, expected = run(torch.ops.pyops_simt), run(torch.ops.pyops_simt), run(torch.ops.pyops)
     for one, other, right in zip(first, second, expected, strict=True):
         assert torch.equal(one, other)
-        torch.testing.assert_close(one, right, atol=2e-6 * max(1, float(right.abs().max()) if right.numel() else 1), rtol=0)
+        scale = max(1.0, float(right.abs().max())) if right.numel() else 1.0
+        torch.testing.assert_close(one, right, atol=2e-6 * scale, rtol=0)
 
 
 def test_a_gradient_that_is_not_finite_marks_the_cells_it_touches(emulator):
