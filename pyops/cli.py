@@ -51,7 +51,9 @@ def info() -> int:
     checks = testing.self_check()
     for check in checks:
         verdict = "ok    " if check.ok else "FAILED"
-        print(f"  {verdict} {check.op:20} {check.device:8} {check.problem or f'max. error {check.max_error:.1e}'}")
+        print(
+            f"  {verdict} {check.op:20} {check.device:8} {check.problem or f'max. error {check.max_error:.1e}'}"
+        )
     wrong = [check for check in checks if not check.ok]
     print(f"{len(wrong)} of {len(checks)} failed." if wrong else "All right.")
     return 1 if wrong else 0

@@ -27,12 +27,16 @@ struct Block {
 
 template <class A, class T>
 PYOPS_HD void load_block(const Pixels<T>& image, int64_t base, int64_t first, int64_t n, A (*block)[kBlock]) {
+  if (image.linear && image.column == 3 && image.channel == 1) {
+    const T* pixel = image.data + base + 3 * first;
+    for (int64_t i = 0; i < n; ++i)
+      for (int c = 0; c < 3; ++c) block[c][i] = decode<T, A>(pixel[3 * i + c]);
+    return;
+  }
   for (int c = 0; c < 3; ++c) {
     const T* plane = image.data + base + c * image.channel;
     if (image.linear && image.column == 1)
       for (int64_t i = 0; i < n; ++i) block[c][i] = decode<T, A>(plane[first + i]);
-    else if (image.linear && image.column == 3)
-      for (int64_t i = 0; i < n; ++i) block[c][i] = decode<T, A>(plane[3 * (first + i)]);
     else
       for (int64_t i = 0; i < n; ++i) block[c][i] = decode<T, A>(plane[image.offset(first + i)]);
   }
@@ -40,12 +44,15 @@ PYOPS_HD void load_block(const Pixels<T>& image, int64_t base, int64_t first, in
 
 template <class A, class T>
 PYOPS_HD void store_block(const Pixels<T>& image, int64_t base, int64_t first, int64_t n, const A (*block)[kBlock]) {
+  T* to = image.data + base + first * image.column;  // results are planar or interleaved
+  if (image.column == 3) {
+    for (int64_t i = 0; i < n; ++i)
+      for (int c = 0; c < 3; ++c) to[3 * i + c] = encode<T, A>(block[c][i]);
+    return;
+  }
   for (int c = 0; c < 3; ++c) {
-    T* plane = image.data + base + c * image.channel + first * image.column;  // results are always linear
-    if (image.column == 1)
-      for (int64_t i = 0; i < n; ++i) plane[i] = encode<T, A>(block[c][i]);
-    else
-      for (int64_t i = 0; i < n; ++i) plane[3 * i] = encode<T, A>(block[c][i]);
+    T* plane = to + c * image.channel;
+    for (int64_t i = 0; i < n; ++i) plane[i] = encode<T, A>(block[c][i]);
   }
 }
 
@@ -195,10 +202,14 @@ struct Tables {
       starts = first;
     }
     for (int64_t t = 0; t < p.tables(); ++t) {
-      Lattice<A> l{values.template const_data_ptr<A>() + (p.shared_lut ? 0 : t) * stride, p.size, {}};
+      Lattice<A> l{values.template const_data_ptr<A>() + (p.shared_lut ? 0 : t) * stride, p.size, {}, {}};
       for (int64_t c = 0; c < 3; ++c) {
         const int64_t row = (p.shared_vertices ? 0 : t) * 3 + c;
         l.axis[c] = {p.size, axes ? axes + row * n : nullptr, axes ? starts + row * kBuckets : nullptr};
+        for (int bucket = 0; axes && bucket < kBuckets; ++bucket) {
+          const uint8_t* start = starts + row * kBuckets + bucket;
+          l.steps[c] = std::max(l.steps[c], (bucket + 1 < kBuckets ? start[1] : p.size - 2) - start[0]);
+        }
       }
       lattice.push_back(l);
     }

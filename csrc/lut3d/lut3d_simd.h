@@ -18,6 +18,7 @@ struct Lattice {
   const A* values;  // planar [3][N^3] for the scalar code, packed [N^3][4] for the code in this file
   int size;
   Axis<A> axis[3];
+  int steps[3];  // most steps that `locate` can take from the start of a bucket
 };
 
 // Sums over pixels, in double: table gradient [N^3][4] and vertex gradient [3][N]; null where not wanted.
@@ -43,13 +44,23 @@ struct Places {
   f32x8 fraction[3], scale[3];
 };
 
-// Table lookups have no vector form worth having.
-[[gnu::noinline]] inline void locate_irregular(const float* values, const Axis<float>& axis, int32_t* cell,
-                                               float* fraction, float* scale) {
-  for (int i = 0; i < 8; ++i) {
-    const Place<float> place = lut3d::locate(values[i], axis);
-    cell[i] = place.cell, fraction[i] = place.fraction, scale[i] = place.slope;
-  }
+// `locate` for eight values of an irregular axis: every lane takes as many steps as any could need, without branches.
+PYOPS_HD void locate_irregular(f32x8 v, const Axis<float>& axis, int steps, i32x8& cells, f32x8& fraction,
+                               f32x8& scale) {
+  const int last = axis.size - 2;
+  const f32x8 zero = splat(0.f), one = splat(1.f);
+  alignas(32) int32_t bucket[8], cell[8];
+  alignas(32) float value[8], lower[8], upper[8];
+  store(bucket, truncate(select(v < one, v, zero) * float(kBuckets))), store(value, v);
+  for (int i = 0; i < 8; ++i) cell[i] = axis.start[bucket[i]];
+  for (int step = 0; step < steps; ++step)
+    for (int i = 0; i < 8; ++i) cell[i] += (cell[i] < last) & (axis.vertices[cell[i] + 1] <= value[i]);
+  cells = select(v < one, load<i32x8>(cell), splat(last));  // NaN takes the last cell too
+  store(cell, cells);
+  for (int i = 0; i < 8; ++i) lower[i] = axis.vertices[cell[i]], upper[i] = axis.vertices[cell[i] + 1];
+  const f32x8 width = load<f32x8>(upper) - load<f32x8>(lower), rest = v - load<f32x8>(lower);
+  fraction = select(width > zero, rest / width, rest);
+  scale = select(width > zero, one / width, zero);
 }
 
 template <bool kUniform>
@@ -60,16 +71,14 @@ PYOPS_HD Places locate(const float* const (&in)[3], int64_t i, const Lattice<flo
   for (int c = 0; c < 3; ++c) {
     const f32x8 value = load<f32x8>(in[c] + i);
     p.inside[c] = (value >= zero) & (value <= one);
+    const f32x8 v = select(value < zero, zero, select(value > one, one, value));
     if constexpr (kUniform) {
-      const f32x8 t = select(value < zero, zero, select(value > one, one, value)) * scale;
+      const f32x8 t = v * scale;
       p.cell[c] = truncate(select(t < scale, t, last));
       p.fraction[c] = t - to_float(p.cell[c]);
       p.scale[c] = scale;
     } else {
-      alignas(32) int32_t cell[8];
-      alignas(32) float fraction[8], slope[8];
-      locate_irregular(in[c] + i, lattice.axis[c], cell, fraction, slope);
-      p.cell[c] = load<i32x8>(cell), p.fraction[c] = load<f32x8>(fraction), p.scale[c] = load<f32x8>(slope);
+      locate_irregular(v, lattice.axis[c], lattice.steps[c], p.cell[c], p.fraction[c], p.scale[c]);
     }
   }
   return p;
