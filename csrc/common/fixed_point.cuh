@@ -6,7 +6,7 @@
 // one native atomic on the low word, and one on the high word in the rare case that it changes.
 #pragma once
 
-#include "launch.cuh"
+#include "quads.cuh"
 
 namespace pyops::fixed {
 
@@ -35,18 +35,22 @@ __device__ __forceinline__ void add_global(uint64_t* sum, uint64_t addend) {
 
 __device__ __forceinline__ double value(uint64_t sum, int e) { return ldexp(double(int64_t(sum)), -e); }
 
-// Largest finite |v| of a tensor as the bits of a float (which sort like the floats). *result starts at 0.
-template <class T>
-__global__ void absolute_maximum(const Pixels<T> tensor, int64_t batch, int64_t channels, int64_t pixels,
-                                 uint32_t* result) {
+// Largest finite |v| of images as the bits of a float (which sort like the floats). *result starts at 0.
+template <class A>
+__global__ void absolute_maximum(const Images images, int64_t batch, int64_t pixels, uint32_t* result) {
   __shared__ uint32_t block_maximum;
   if (threadIdx.x == 0) block_maximum = 0;
   __syncthreads();
+  const int64_t quads = ceil_div<int64_t>(pixels, 4);
   float largest = 0.f;
-  for (int64_t i = global_thread(); i < batch * channels * pixels; i += grid_threads()) {
-    const int64_t b = i / (channels * pixels), c = i / pixels % channels;
-    const float v = fabsf(float(tensor.data[b * tensor.batch + c * tensor.channel + tensor.offset(i % pixels)]));
-    if (is_finite(v) && v > largest) largest = v;
+  for (int64_t i = global_thread(); i < batch * quads; i += grid_threads()) {
+    Quad<A> quad;
+    load(images, i / quads, i % quads * 4, pixels, quad);
+#pragma unroll
+    for (int k = 0; k < 12; ++k) {
+      const float v = fabsf(float(quad.channel[k / 4][k % 4]));
+      if (is_finite(v) && v > largest) largest = v;
+    }
   }
   atomicMax(&block_maximum, __float_as_uint(largest));
   __syncthreads();

@@ -120,9 +120,11 @@ void run_backward(const Problem& p, const Tensor& grad, const Tensor& image, con
   if (grad_vertices) {
     while (copies > 1 && 8 * VertexSums::slots(p.size, copies) > 64 * 1024) copies /= 2;
     shared += 8 * VertexSums::slots(p.size, copies);
-    const Tensor values = contiguous_as(lut, lut.scalar_type());
-    launch_absolute_maximum(grad, p.batch, p.pixels, const_cast<uint32_t*>(workspace.sums.bound), stream);
-    launch_absolute_maximum(values, 0, values.numel(), const_cast<uint32_t*>(workspace.sums.lut_bound), stream);
+    launch_absolute_maximum<A>(images_of(grad), p.batch, p.pixels, workspace.sums.bound, stream);
+    const Tensor values = contiguous_as(lut, kArithmetic<A>);  // as one image of three channels
+    const int64_t third = values.numel() / 3;
+    const Pixels<void> all{values.mutable_data_ptr(), 0, third, 0, 1, third, true};
+    launch_absolute_maximum<A>({all, kArithmetic<A>, kScalar}, 1, third, workspace.sums.lut_bound, stream);
   } else {
     shared += Table::bytes(p.cells());
     workspace.sums.sum = nullptr;

@@ -114,15 +114,12 @@ void dispatch_any_float(const Tensor& t, const char* name, const F& f) {
   else dispatch_float(t.scalar_type(), name, f);
 }
 
-void launch_absolute_maximum(const Tensor& t, int64_t batch, int64_t pixels, uint32_t* result, cudaStream_t stream) {
-  dispatch_any_float(t, "gradient", [&](auto value) {
-    using T = decltype(value);
-    // A tensor that is no image counts as one row of values.
-    const Pixels<T> view =
-        batch ? pixels_of<T>(t) : Pixels<T>{static_cast<T*>(t.mutable_data_ptr()), 0, 0, 0, 1, 1, true};
-    launch("lut3d.absolute_maximum", fixed::absolute_maximum<T>, blocks_for(t.numel(), 256 * 16), 256, 0, stream, view,
-           batch ? batch : 1, int64_t(batch ? 3 : 1), pixels, result);
-  });
+template <class A>
+void launch_absolute_maximum(const Images& images, int64_t batch, int64_t pixels, const uint32_t* result,
+                             cudaStream_t stream) {
+  launch("lut3d_backward (bounds)", fixed::absolute_maximum<A>,
+         blocks_for(batch * ceil_div<int64_t>(pixels, 4), 256 * 4), 256, 0, stream, images, batch, pixels,
+         const_cast<uint32_t*>(result));
 }
 
 // Zeroed fixed-point sums, their poison marks and their bounds, in one allocation: [count sums | count marks | 2 bounds].
@@ -143,7 +140,7 @@ void run_lut_gradient(const Problem& p, const Tensor& grad, const Tensor& image,
                       const TableSet<A>& set, const Tensor& grad_lut, cudaStream_t stream) {
   const int64_t count = grad_lut.numel(), axes = axis_bytes<A>(p.size, !p.has_vertices);
   const Workspace workspace(lut, count);
-  launch_absolute_maximum(grad, p.batch, p.pixels, const_cast<uint32_t*>(workspace.sums.bound), stream);
+  launch_absolute_maximum<A>(images_of(grad), p.batch, p.pixels, workspace.sums.bound, stream);
   const Slabs slabs = Slabs::of(p.size, shared_memory_limit() - axes);
   const int64_t shared = axes + 8 * slabs.sums(p.size);
   const auto kernel = p.tetrahedral ? lut_gradient<A, true> : lut_gradient<A, false>;
