@@ -44,9 +44,19 @@ constexpr bool kIsHalf = std::is_same_v<T, torch::headeronly::Half>;
 
 template <class T, class A>
 PYOPS_HD A decode(T v) {
-  if constexpr (kLevels<T> != 0) return A(v) / A(kLevels<T>);
+  if constexpr (kLevels<T> != 0) {
+#if defined(__CUDA_ARCH__)
+    // The same bits as the division for every uint8 and uint16, in three instructions instead of a subroutine.
+    constexpr A levels = A(kLevels<T>), inverse = A(1) / levels;
+    const A quotient = A(v) * inverse;
+    return fma(fma(-quotient, levels, A(v)), inverse, quotient);
+#else
+    return A(v) / A(kLevels<T>);
+#endif
+  }
 #if !defined(__CUDACC__)
-  else if constexpr (kIsHalf<T>) return A(half_to_float(v.x));
+  else if constexpr (kIsHalf<T>)
+    return A(half_to_float(v.x));
 #endif
   else return A(v);
 }
