@@ -73,7 +73,7 @@ def test_unreadable_image(tmp_path, capsys, name):
 def test_missing_extra_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
     assert run("--quick", "--out", tmp_path) == 2
-    assert capsys.readouterr().out == "The demo needs rich: pip install 'pyops[demo]'\n"
+    assert capsys.readouterr().out == "The demo needs rich: pip install '.[demo]'\n"
 
 
 @pytest.mark.parametrize(

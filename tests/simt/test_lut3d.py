@@ -1,11 +1,15 @@
 """What only small shared memory shows: every way in which the CUDA kernels divide a table."""
 
+import shutil
+
 import pytest
 import torch
 
 import pyops
 
 from . import build
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 LIMITS = {
     232448: "whole table",
