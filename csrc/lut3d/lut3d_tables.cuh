@@ -46,6 +46,15 @@ __device__ __forceinline__ char* stage_axes(const TableSet<A>& set, int64_t t, c
   return shared + axis_bytes<A>(set.size, uniform);
 }
 
+// Copies the planar values of table t to shared memory, three to a vertex.
+template <class S>
+__device__ __forceinline__ void stage_values(const TableSet<float>& set, int64_t t, char* shared) {
+  const S* from = static_cast<const S*>(set.values) + t * set.stride;
+  S* to = reinterpret_cast<S*>(shared);
+  for (int c = 0; c < 3; ++c)
+    for (int i = threadIdx.x; i < set.cells; i += blockDim.x) to[3 * i + c] = from[int64_t(c) * set.cells + i];
+}
+
 struct SharedHalf {
   using Arithmetic = float;
   static constexpr int kThreads = 1024;
@@ -54,10 +63,7 @@ struct SharedHalf {
 
   __device__ SharedHalf(const TableSet<float>& set, int64_t t, char* shared)
       : words(reinterpret_cast<uint32_t*>(shared)) {
-    const Half* from = static_cast<const Half*>(set.values) + t * set.stride;
-    Half* to = reinterpret_cast<Half*>(shared);
-    for (int c = 0; c < 3; ++c)
-      for (int i = threadIdx.x; i < set.cells; i += blockDim.x) to[3 * i + c] = from[int64_t(c) * set.cells + i];
+    stage_values<Half>(set, t, shared);
   }
 
   // A vertex begins on a word or in the middle of one: two words hold it either way.
@@ -80,10 +86,7 @@ struct SharedFloat {
 
   __device__ SharedFloat(const TableSet<float>& set, int64_t t, char* shared)
       : values(reinterpret_cast<float*>(shared)) {
-    const float* from = static_cast<const float*>(set.values) + t * set.stride;
-    float* to = reinterpret_cast<float*>(shared);
-    for (int c = 0; c < 3; ++c)
-      for (int i = threadIdx.x; i < set.cells; i += blockDim.x) to[3 * i + c] = from[int64_t(c) * set.cells + i];
+    stage_values<float>(set, t, shared);
   }
 
   __device__ __forceinline__ void point(int vertex, float (&rgb)[3]) const {
