@@ -4,7 +4,6 @@
 // `load_block` and `store_block` only. Planar float32 images skip the copy. Large float images use the packed table
 // of lut3d_simd.h; double, and images too small to pay for packing, use the scalar code below.
 #include <algorithm>
-#include <cmath>
 
 #include "../common/pixel.h"
 #include "lut3d_args.h"
