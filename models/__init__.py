@@ -1,1 +1,5 @@
-"""Thin models that wire public operators, one file a system."""
+"""Thin models that show the operators at work."""
+
+from .cotf import CoTF
+
+__all__ = ["CoTF"]

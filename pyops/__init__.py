@@ -3,14 +3,22 @@
 from . import reference
 from ._native import __version__, build_info
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
+from .ops.modulation import ModulationWeights, relation_aware_modulation
+from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
 
 __all__ = [
+    "ModulationWeights",
     "__version__",
+    "adaptive_grid_sample",
     "build_info",
     "fuse_luts",
     "identity_lut",
+    "interval_vertices",
+    "inverse_vertices",
     "lut3d",
     "lut_monotonicity",
     "lut_smoothness",
     "reference",
+    "relation_aware_modulation",
+    "separable_grid_sample",
 ]

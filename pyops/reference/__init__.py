@@ -4,5 +4,18 @@ Same names and signatures as :mod:`pyops`, so a model built with ``ops=pyops.ref
 """
 
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
+from .modulation import relation_aware_modulation
+from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
 
-__all__ = ["fuse_luts", "identity_lut", "lut3d", "lut_monotonicity", "lut_smoothness"]
+__all__ = [
+    "adaptive_grid_sample",
+    "fuse_luts",
+    "identity_lut",
+    "interval_vertices",
+    "inverse_vertices",
+    "lut3d",
+    "lut_monotonicity",
+    "lut_smoothness",
+    "relation_aware_modulation",
+    "separable_grid_sample",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LEVELS = {torch.uint8: 255, torch.uint16: 65535}
+from ._pixels import arithmetic_dtype, decode, encode
 
 
 def _locate(value: Tensor, size: int, vertices: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -50,11 +50,8 @@ def lut3d(
     """The definition of :func:`pyops.lut3d`: a weighted sum over the corners of the cell of each pixel."""
     if image.dim() == 3:
         return lut3d(image[None], lut, vertices=vertices, interpolation=interpolation)[0]
-    size, batch, levels = lut.shape[-1], len(image), _LEVELS.get(image.dtype)
-    tensors = [t for t in (image, lut, vertices) if t is not None]
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    value = image.flatten(2).to(dtype)
-    value = value / levels if levels else value
+    size, batch, dtype = lut.shape[-1], len(image), arithmetic_dtype(image, lut, vertices)
+    value = decode(image.flatten(2), dtype)
     table = lut.to(dtype).reshape(-1, 3, size**3).expand(batch, -1, -1)
     axes: list[Tensor | None] = [None] * 3
     if vertices is not None:
@@ -67,9 +64,7 @@ def lut3d(
     for offset, weight in corners:
         index = (origin + offset)[:, None].expand(-1, 3, -1)
         out = out + weight[:, None] * table.gather(2, index)
-    if levels:
-        out = (out.clamp(0, 1) * levels).round().nan_to_num(0)
-    return out.to(image.dtype).view(image.shape)
+    return encode(out, image.dtype).view(image.shape)
 
 
 def fuse_luts(weights: Tensor, basis: Tensor) -> Tensor:
