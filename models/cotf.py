@@ -12,9 +12,11 @@ Source: Li et al., Real-Time Exposure Correction via Collaborative Transformatio
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import math
-import pickle
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pyops
+
+from ._checkpoint import load_checkpoint
 
 SIZE = 256  # of the small copies
 
@@ -33,7 +37,7 @@ class CoTF(nn.Module):
         ops: where the operators come from: ``pyops``, or ``pyops.reference`` for plain PyTorch, layer by layer.
 
     Example:
-        >>> model = CoTF().eval()
+        >>> model = CoTF.pretrained()
         >>> with torch.inference_mode():
         ...     model(torch.randint(0, 256, (1, 3, 120, 200), dtype=torch.uint8)).dtype
         torch.uint8
@@ -42,14 +46,14 @@ class CoTF(nn.Module):
     def __init__(self, *, ops: Any = pyops) -> None:
         super().__init__()
         self.ops = ops
-        self.sampler = AdaptiveSampler(ops)
-        self.luts = AdaptiveLUT(ops)
+        self.sampler = AdaptiveSampler()
+        self.luts = AdaptiveLUT()
         self.context = ContextBranch()
-        self.modulation = RelationAwareModulation(ops)
+        self.modulation = RelationAwareModulation()
 
     @classmethod
     def pretrained(cls, *, ops: Any = pyops) -> CoTF:
-        """With the weights that come with pyops (see cotf.md beside this file for how they were made)."""
+        """With the weights that come with pyops; cotf.md beside this file says how they were made."""
         return cls.from_checkpoint(Path(__file__).with_name("cotf.pt"), ops=ops)
 
     @classmethod
@@ -58,83 +62,96 @@ class CoTF(nn.Module):
 
         Only tensors are read, never code. Raises OSError if there is no such file, ValueError for anything else.
         """
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is no PyTorch checkpoint of tensors alone: {error}") from error
-        for key in ("params_ema", "params", "state_dict"):
-            content = content.get(key, content) if isinstance(content, dict) else content
         model = cls(ops=ops)
-        model.load_state_dict(_translated(content, model.state_dict(), path))
+        model.load_state_dict(load_checkpoint(path, "CoTF", model.state_dict(), _PUBLISHED))
         return model.eval()
 
     def forward(self, image: Tensor, *, lut_weights: Tensor | None = None) -> Tensor:
         """Corrects ``image [B, 3, H, W]``, float in [0, 1], uint8 or uint16; same dtype out, float not clamped.
 
-        ``lut_weights [B, 3]`` replace those found for the image, see `lut_weights`.
+        ``lut_weights [B, 3]`` replace those that `lut_weights` finds for the image.
         """
         _check(image)
         small = self._small_copy(image)
         if lut_weights is None:
-            lut_weights = self.luts.weights(self.sampler(image, small))
-        return self.modulation(image, self.luts(lut_weights), self.context(small))
+            lut_weights = self._find_lut_weights(image, small)
+        lut = self.ops.fuse_luts(lut_weights, self.luts.basis)
+        return self.modulation(image, lut, self.context(small), self.ops)
 
     def lut_weights(self, image: Tensor) -> Tensor:
         """``[B, 3]``, the global transformation that `forward` finds; smooth them in time for a video."""
         _check(image)
-        return self.luts.weights(self.sampler(image, self._small_copy(image)))
+        return self._find_lut_weights(image, self._small_copy(image))
+
+    def _find_lut_weights(self, image: Tensor, small: Tensor) -> Tensor:
+        x_logits, y_logits = self.sampler(small)
+        return self.luts(self.ops.adaptive_grid_sample(image, x_logits, y_logits, dtype=torch.float32))
 
     def _small_copy(self, image: Tensor) -> Tensor:
         """``[B, 3, 256, 256]``: bilinear, what ``F.interpolate`` gives, but for any dtype and without a float copy."""
         centres = (torch.arange(SIZE, dtype=torch.float32, device=image.device) * 2 + 1) / SIZE - 1
         centres = centres.expand(len(image), SIZE)
-        return self.ops.separable_grid_sample(image, centres, centres, padding_mode="border", dtype=torch.float32)
+        return self.ops.separable_grid_sample(
+            image, centres, centres, padding_mode="border", dtype=torch.float32
+        )
+
+    def __getstate__(self) -> dict[str, Any]:  # copies and pickles: of a module, the name
+        state = super().__getstate__()
+        return {**state, "ops": self.ops.__name__} if isinstance(self.ops, ModuleType) else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(self.ops, str):
+            self.ops = importlib.import_module(self.ops)
+
+
+def _check(image: Tensor) -> None:
+    if not isinstance(image, Tensor):
+        raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
+    if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
+        raise ValueError(f"image must be [B, 3, H, W] with H and W at least 1, got {list(image.shape)}")
 
 
 def _backbone() -> nn.Sequential:
     """``[B, 3, 256, 256]`` to a code ``[B, 256]``."""
-    channels = (3, 8, 16, 32, 64)
     stages = [
-        nn.Sequential(nn.Conv2d(c, d, 3, stride=2, padding=1), nn.LeakyReLU(0.2), nn.InstanceNorm2d(d, affine=True))
-        for c, d in zip(channels, channels[1:], strict=False)
+        nn.Sequential(
+            nn.Conv2d(c, d, 3, stride=2, padding=1), nn.LeakyReLU(0.2), nn.InstanceNorm2d(d, affine=True)
+        )
+        for c, d in itertools.pairwise((3, 8, 16, 32, 64))
     ]
     last = nn.Sequential(nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.LeakyReLU(0.2))
     return nn.Sequential(*stages, last, nn.Dropout(0.5), nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 
 class AdaptiveSampler(nn.Module):
-    """Section 3.4: predicts where an image has much to see, and samples it there more densely."""
+    """Section 3.4: predicts where an image has much to see, as logits of the intervals along x and along y."""
 
-    def __init__(self, ops: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.ops = ops
         self.backbone = _backbone()
         self.intervals = nn.Linear(256, 2 * (SIZE - 1))
         nn.init.zeros_(self.intervals.weight)
         nn.init.ones_(self.intervals.bias)  # uniform
 
-    def forward(self, image: Tensor, small: Tensor) -> Tensor:
+    def forward(self, small: Tensor) -> tuple[Tensor, Tensor]:
         y, x = self.intervals(self.backbone(small)).chunk(2, 1)
-        return self.ops.adaptive_grid_sample(image, x, y, dtype=small.dtype)
+        return x, y
 
 
 class AdaptiveLUT(nn.Module):
-    """Section 3.1: basis tables, mixed for each image."""
+    """Section 3.1: basis tables, and how much of each an image wants."""
 
-    def __init__(self, ops: Any, count: int = 3, size: int = 17) -> None:
+    def __init__(self, count: int = 3, size: int = 17) -> None:
         super().__init__()
-        self.ops = ops
         self.backbone = _backbone()
         self.head = nn.Linear(256, count)
         self.basis = nn.Parameter(torch.zeros(count, 3, size, size, size))
         nn.init.ones_(self.head.bias)
         self.basis.data[0] = pyops.identity_lut(size)
 
-    def weights(self, samples: Tensor) -> Tensor:
+    def forward(self, samples: Tensor) -> Tensor:
         return self.head(self.backbone(samples))
-
-    def forward(self, weights: Tensor) -> Tensor:
-        return self.ops.fuse_luts(weights, self.basis)
 
 
 class ContextBranch(nn.Module):
@@ -206,22 +223,19 @@ def _separable_conv(before: int, inside: int, after: int, stride: int = 1) -> nn
 class RelationAwareModulation(nn.Module):
     """Section 3.3: compares the channels of both branches, at full resolution only where it must be."""
 
-    def __init__(self, ops: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.ops = ops
         self.context_conv = nn.Conv2d(8, 8, 3, padding=1)
         self.query = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1, bias=False))
         shapes = pyops.ModulationWeights.shapes()
-        self.weights = nn.ParameterDict({name: nn.Parameter(torch.empty(shape)) for name, shape in shapes.items()})
+        self.weights = nn.ParameterDict({name: torch.empty(shape) for name, shape in shapes.items()})
         self.reset_parameters()
 
-    def forward(self, image: Tensor, lut: Tensor, context: Tensor) -> Tensor:
-        w = self.weights
+    def forward(self, image: Tensor, lut: Tensor, context: Tensor, ops: Any) -> Tensor:
+        w = pyops.ModulationWeights(**self.weights)
         context = F.gelu(self.context_conv(context)).movedim(1, -1)
-        context = F.layer_norm(context, (8,), w["norm1"], w["norm1_bias"]).movedim(-1, 1)
-        return self.ops.relation_aware_modulation(
-            image, lut, self.query(context), pyops.ModulationWeights(**w)
-        )
+        context = F.layer_norm(context, (8,), w.norm1, w.norm1_bias).movedim(-1, 1)
+        return ops.relation_aware_modulation(image, lut, self.query(context), w)
 
     def reset_parameters(self) -> None:
         """As PyTorch starts convolutions; norms and temperatures start at 1."""
@@ -245,7 +259,11 @@ _PUBLISHED = {  # the authors' names, by prefix
     "autoencoder.enc.conv2_2.": "context.enc.plain.",
     "autoencoder.enc.process.0.": "context.enc.gate.1.",
     "autoencoder.enc.process.2.": "context.enc.gate.3.",
-    **{f"autoencoder.encoder_layers.{i}.{j}.": f"context.encoder.{i}.{2 * j}." for i in (0, 1) for j in (0, 1, 2)},
+    **{
+        f"autoencoder.encoder_layers.{i}.{j}.": f"context.encoder.{i}.{2 * j}."
+        for i in (0, 1)
+        for j in (0, 1, 2)
+    },
     **{f"autoencoder.decoder_layers.{i}.0.": f"context.decoder.{i}.0." for i in (0, 1)},
     **{
         f"autoencoder.decoder_layers.{i}.{j}.": f"context.decoder.{i}.{2 * j - 1}."
@@ -277,35 +295,3 @@ _PUBLISHED = {  # the authors' names, by prefix
     "map.weight": "modulation.weights.out",
     "map.bias": "modulation.weights.out_bias",
 }
-
-
-def _translated(content: Any, wanted: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under the names of `CoTF`, complete and of the right shapes."""
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict")
-    found = {}
-    for name, value in content.items():
-        name = name.removeprefix("module.")
-        prefix = next((p for p in _PUBLISHED if name.startswith(p)), None)
-        found[name if prefix is None else _PUBLISHED[prefix] + name[len(prefix) :]] = value
-    if "luts.basis" in found and found["luts.basis"].dim() == 2:  # the weight of a linear layer, [3 N^3, M]
-        found["luts.basis"] = found["luts.basis"].T.reshape(-1, *wanted["luts.basis"].shape[1:])
-    missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"{path} is no checkpoint of CoTF: {len(missing)} tensors are missing {missing[:3]}, "
-            f"{len(unknown)} are unknown {unknown[:3]}"
-        )
-    for name, value in wanted.items():
-        if found[name].shape != value.shape:
-            raise ValueError(
-                f"{path} is a CoTF of other sizes: {name} is {list(found[name].shape)}, expected {list(value.shape)}"
-            )
-    return found
-
-
-def _check(image: Tensor) -> None:
-    if not isinstance(image, Tensor):
-        raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
-    if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape[2:]:
-        raise ValueError(f"image must be [B, 3, H, W] with H and W at least 1, got {list(image.shape)}")

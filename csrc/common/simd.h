@@ -19,6 +19,7 @@ namespace pyops::simd {
 
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef float f32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
 typedef double f64x4 __attribute__((vector_size(32)));
 
@@ -34,8 +35,15 @@ PYOPS_HD void store(T* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-PYOPS_HD f32x8 splat(float x) { return f32x8{x, x, x, x, x, x, x, x}; }
-PYOPS_HD i32x8 splat(int32_t x) { return i32x8{x, x, x, x, x, x, x, x}; }
+// A shuffle is one broadcast to the compiler; a list of eight elements would become eight insertions.
+PYOPS_HD f32x8 splat(float x) {
+  const f32x4 v = {x};
+  return __builtin_shufflevector(v, v, 0, 0, 0, 0, 0, 0, 0, 0);
+}
+PYOPS_HD i32x8 splat(int32_t x) {
+  const i32x4 v = {x};
+  return __builtin_shufflevector(v, v, 0, 0, 0, 0, 0, 0, 0, 0);
+}
 
 PYOPS_HD f32x8 select(i32x8 mask, f32x8 a, f32x8 b) { return mask ? a : b; }
 PYOPS_HD i32x8 select(i32x8 mask, i32x8 a, i32x8 b) { return mask ? a : b; }
@@ -65,6 +73,25 @@ PYOPS_HD void transpose(const f32x8 (&v)[4], f32x8& x, f32x8& y, f32x8& z) {
   x = __builtin_shufflevector(xy01, xy23, 0, 1, 8, 9, 4, 5, 12, 13);
   y = __builtin_shufflevector(xy01, xy23, 2, 3, 10, 11, 6, 7, 14, 15);
   z = __builtin_shufflevector(z01, z23, 0, 1, 8, 9, 4, 5, 12, 13);
+}
+
+// Rows become columns.
+PYOPS_HD void transpose(f32x8 (&v)[8]) {
+  f32x8 t[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = __builtin_shufflevector(v[i], v[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+    t[i + 1] = __builtin_shufflevector(v[i], v[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; ++k) {
+      v[i + k] = __builtin_shufflevector(t[i + k], t[i + k + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      v[i + k + 2] = __builtin_shufflevector(t[i + k], t[i + k + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  for (int k = 0; k < 4; ++k) {
+    t[k] = __builtin_shufflevector(v[k], v[k + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    t[k + 4] = __builtin_shufflevector(v[k], v[k + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+  for (int k = 0; k < 8; ++k) v[k] = t[k];
 }
 
 }  // namespace pyops::simd

@@ -7,6 +7,7 @@
 
 #include "../common/pixel.h"
 #include "lut3d_args.h"
+#include "lut3d_pack.h"
 #include "lut3d_simd.h"
 
 namespace pyops::lut3d {
@@ -175,18 +176,8 @@ struct Tables {
     int64_t stride = 3 * cells;
     if (pack) {
       const int64_t luts = p.shared_lut ? 1 : p.batch;
-      Tensor planar = values;
-      values = new_tensor(planar, {luts, cells, 4}, ScalarType::Float);
+      values = lut3d::pack<A>(values, luts, n);
       stride = 4 * cells;
-      const A* from = planar.template const_data_ptr<A>();
-      A* to = values.template mutable_data_ptr<A>();
-      parallel_for(0, luts * n * n, ceil_div<int64_t>(kGrain, n), [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-          const A* source = from + row / (n * n) * 3 * cells + row % (n * n) * n;
-          for (int64_t i = 0; i < n; ++i)
-            for (int c = 0; c < 4; ++c) to[4 * (row * n + i) + c] = c < 3 ? source[c * cells + i] : A(0);
-        }
-      });
     }
     const A* axes = nullptr;
     const uint8_t* starts = nullptr;

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from .. import _op
 from .. import reference as _reference
+from ._validate import _require_device, _require_float, _require_pixels
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_PIXELS = (*_FLOATS, torch.uint8, torch.uint16)
 _INTERPOLATIONS = ("trilinear", "tetrahedral")
 
 
@@ -166,18 +165,6 @@ def lut_monotonicity(lut: Tensor) -> Tensor:
 # ---- validation ------------------------------------------------------------------------------------------------------
 
 
-def _require_float(name: str, t: Tensor) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(t).__name__}")
-    if t.dtype not in _FLOATS:
-        raise TypeError(f"{name} must be float32, float16, bfloat16 or float64, got {t.dtype}")
-
-
-def _require_device(name: str, t: Tensor, other: Tensor, other_name: str) -> None:
-    if t.device != other.device:
-        raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {t.device}")
-
-
 def _validate_lut(lut: Tensor) -> None:
     _require_float("lut", lut)
     shape = lut.shape
@@ -193,12 +180,7 @@ def _validate_lut(lut: Tensor) -> None:
 
 
 def _validate(image: Tensor, lut: Tensor, vertices: Tensor | None, interpolation: str) -> None:
-    if not isinstance(image, Tensor):
-        raise TypeError(f"image must be a torch.Tensor, got {type(image).__name__}")
-    if image.dtype not in _PIXELS:
-        raise TypeError(
-            f"image must be float32, float16, bfloat16, float64, uint8 or uint16, got {image.dtype}"
-        )
+    _require_pixels("image", image)
     if image.dim() not in (3, 4) or image.shape[-3] != 3:
         raise ValueError(f"image must be [B, 3, H, W] or [3, H, W], got shape {list(image.shape)}")
     _validate_lut(lut)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +15,9 @@ def relation_aware_modulation(image: Tensor, lut: Tensor, query: Tensor, weights
     """The definition of :func:`pyops.relation_aware_modulation`: a lookup table, then `modulate`."""
     dtype = arithmetic_dtype(image, lut, query, *weights)
     graded = lut3d(decode(image, dtype), lut.to(dtype))
-    return encode(modulate(graded, query.to(dtype), type(weights)(*(w.to(dtype) for w in weights))), image.dtype)
+    return encode(
+        modulate(graded, query.to(dtype), type(weights)(*(w.to(dtype) for w in weights))), image.dtype
+    )
 
 
 def modulate(graded: Tensor, query: Tensor, weights: Any) -> Tensor:

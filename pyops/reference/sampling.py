@@ -7,13 +7,16 @@ from torch import Tensor
 
 from ._pixels import arithmetic_dtype, decode, encode
 
+_FAR = 2.0**40  # pixels; a coordinate beyond is as good as infinite, and the square of this is still a float
+
 
 def interval_vertices(logits: Tensor) -> Tensor:
     dtype = arithmetic_dtype(logits)
     inner = logits.to(dtype).softmax(-1).cumsum(-1)[..., :-1]
     ends = inner.new_zeros(1).expand(*logits.shape[:-1], 1)
-    nan = 0 * logits.to(dtype).detach().sum(-1, keepdim=True)  # a NaN among the logits leaves no vertex unharmed
-    return torch.cat([ends + nan, inner.clamp(0, 1), ends + nan + 1], -1).to(logits.dtype)
+    # A logit that is not finite leaves no vertex unharmed.
+    nan = (0 * logits.to(dtype).detach()).sum(-1, keepdim=True)
+    return (torch.cat([ends, inner.clamp(0, 1), ends + 1], -1) + nan).to(logits.dtype)
 
 
 def inverse_vertices(vertices: Tensor, size: int, *, align_corners: bool = False) -> Tensor:
@@ -31,7 +34,8 @@ def inverse_vertices(vertices: Tensor, size: int, *, align_corners: bool = False
 
 def _pixel_positions(x: Tensor, size: int, align_corners: bool) -> Tensor:
     """From [-1, 1] to pixels, 0 being the centre of the first."""
-    return (x + 1) / 2 * (size - 1) if align_corners else ((x + 1) * size - 1) / 2
+    position = (x + 1) / 2 * (size - 1) if align_corners else ((x + 1) * size - 1) / 2
+    return position.clamp(-_FAR, _FAR)
 
 
 def _point_taps(position: Tensor, size: int, border: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -54,11 +58,11 @@ def _sample_points(value: Tensor, x: Tensor, y: Tensor, border: bool) -> Tensor:
     rows, out = [], []
     for pixel, exists, weight in _point_taps(y, height, border):
         taken = value.gather(2, pixel[:, None, :, None].expand(batch, channels, -1, width))
-        rows.append(torch.where(exists[:, None, :, None], taken * weight[:, None, :, None], 0))
+        rows.append(torch.where(exists[:, None, :, None], taken, 0) * weight[:, None, :, None])
     line = rows[0] + rows[1]
     for pixel, exists, weight in _point_taps(x, width, border):
         taken = line.gather(3, pixel[:, None, None, :].expand(batch, channels, y.shape[1], -1))
-        out.append(torch.where(exists[:, None, None, :], taken * weight[:, None, None, :], 0))
+        out.append(torch.where(exists[:, None, None, :], taken, 0) * weight[:, None, None, :])
     return out[0] + out[1]
 
 
@@ -74,7 +78,9 @@ def _cell_weights(position: Tensor, size: int, border: bool) -> tuple[Tensor, Te
     # From pixel j to pixel j + 1 the line is straight, so its mean over a part is its value in the middle of the part.
     j = torch.arange(-1, size, dtype=position.dtype, device=position.device)
     first, last = j == -1, j == size - 1
-    left, right = (j.masked_fill(first, -torch.inf), (j + 1).masked_fill(last, torch.inf)) if border else (j, j + 1)
+    left, right = (
+        (j.masked_fill(first, -torch.inf), (j + 1).masked_fill(last, torch.inf)) if border else (j, j + 1)
+    )
     low = torch.minimum(torch.maximum(begin, left), right)
     high = torch.minimum(torch.maximum(end, left), right)
     inside = ((middle >= left) & (middle < right)).to(position.dtype)
@@ -113,7 +119,9 @@ def separable_grid_sample(
     column = _pixel_positions(x.to(arithmetic), image.shape[3], align_corners)
     row = _pixel_positions(y.to(arithmetic), image.shape[2], align_corners)
     sample = _sample_cells if antialias else _sample_points
-    return encode(sample(decode(image, arithmetic), column, row, padding_mode == "border"), dtype or image.dtype)
+    return encode(
+        sample(decode(image, arithmetic), column, row, padding_mode == "border"), dtype or image.dtype
+    )
 
 
 def adaptive_grid_sample(
