@@ -17,10 +17,15 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     p = commands.add_parser("run", help="measure, and write one JSON per device and operator")
-    p.add_argument("--op", nargs="+", metavar="OP", help="operators to run; all by default")
+    p.add_argument("--op", nargs="+", metavar="OP", help="operators and models to run; all by default")
     p.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     p.add_argument("--quick", action="store_true", help="a few small cases; written only where --out says")
-    p.add_argument("--seconds", type=float, metavar="S", help="time for each case (default: 12, quick: 1)")
+    p.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="time for each case (default: its own, at most 12; quick: 1)",
+    )
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
     p.add_argument("--out", type=Path, metavar="DIR", help="folder of results (default: bench/results)")
 
@@ -36,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
     p = commands.add_parser("gpu", help="on a GPU machine: build, test, sanitize and bench, into one folder")
     p.add_argument("--out", type=Path, metavar="DIR", required=True)
     p.add_argument("--stage", type=_comma, metavar="A,B", help="some of build,test,sanitize,bench")
-    p.add_argument("--only", type=_comma, metavar="OP,OP", help="some operators")
-    p.add_argument("--minutes", type=float, metavar="M", default=60.0, help="time for all stages together")
+    p.add_argument("--only", type=_comma, metavar="OP,OP", help="some operators and models")
+    p.add_argument("--minutes", type=float, metavar="M", default=9.0, help="time for all stages together")
     p.add_argument("--wheels", type=Path, metavar="DIR", help="peers' wheels to install without a network")
     return top
 
@@ -69,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.threads:
             torch.set_num_threads(args.threads)
         out = args.out or (None if args.quick else RESULTS)
-        seconds = args.seconds or (1.0 if args.quick else 12.0)
+        seconds = args.seconds or (1.0 if args.quick else None)
         return run(args.op, args.device, quick=args.quick, out=out, seconds=seconds)
     except (ValueError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""What an operator's benchmark declares: cases, and peers that do the same work.
+"""What the benchmark of an operator or a model declares: cases, and peers that do the same work.
 
-`bench/ops/<op>.py` offers `CASES` (a sequence of `Case`), `bench/peers/<op>.py` offers `PEERS`.
-Inputs are a plain dict of tensors; a contestant is a zero-argument callable built from them.
+`bench/ops/<op>.py` and `bench/models/<system>.py` offer `CASES` (a sequence of `Case`), `bench/peers/<name>.py`
+offers `PEERS`. Inputs are a plain dict of tensors; a contestant is a zero-argument callable built from them.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .environment import benchmarks, require_known
 
 Inputs = Mapping[str, Any]
 
@@ -33,6 +34,18 @@ class Tolerance:
     flips: float = 0.0
     ceiling: float = math.inf
     of_peak: bool = False
+
+
+SIZES = {(2160, 3840): "4K", (1080, 1920): "1080p", (1, 1): "1 pixel"}
+
+
+def size_name(shape: tuple[int, int]) -> str:
+    """What people call an image of (height, width)."""
+    return SIZES.get(shape, "{1}x{0}".format(*shape))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def as_tensors(result: Any) -> list[Tensor]:
@@ -63,18 +76,43 @@ class Case:
 
     # A call so small that only its overhead is left: timed by the host's clock, also on a GPU.
     overhead: bool = field(default=False, kw_only=True)
+    # What one caller waits for, launches included: by the host's clock until the result is there.
+    latency: bool = field(default=False, kw_only=True)
     # Whether autograd records: everything else runs in inference_mode.
     backward: bool = field(default=False, kw_only=True)
+    devices: tuple[str, ...] = field(default=("cpu", "cuda"), kw_only=True)
+    seconds: float = field(default=12.0, kw_only=True)  # of turns, unless `run --seconds` says otherwise
 
     @property
-    def name(self) -> str:
-        """Short and stable: the key that `compare` joins on."""
+    def words(self) -> list[str]:
+        """What tells this case from the others, the most important first."""
         raise NotImplementedError
 
     @property
     def title(self) -> str:
         """One line for a reader of the report."""
-        raise NotImplementedError
+        return ", ".join([*self.words, *self._timing_words]).replace(" x,", " x")
+
+    @property
+    def name(self) -> str:
+        """Short and stable: the key that `compare` joins on."""
+        text = "-".join([*self.words, *self._timing_words]).lower()
+        for old, new in (("forward + backward", "backward"), (",", ""), ("=", ""), (" ", "_")):
+            text = text.replace(old, new)
+        return text
+
+    @property
+    def _timing_words(self) -> list[str]:
+        return [
+            *(["forward + backward"] if self.backward else []),
+            *(["call overhead"] if self.overhead else []),
+            *(["one call at a time"] if self.latency else []),
+        ]
+
+    @property
+    def by_host(self) -> bool:
+        """Timed by the host's clock on every device, so that bytes per second would say nothing."""
+        return self.overhead or self.latency
 
     def inputs(self, device: torch.device, seed: int = 0) -> Inputs:
         raise NotImplementedError
@@ -109,6 +147,7 @@ class Peer:
     devices: Sequence[str]
     when: Callable[[Any], bool]
     slow_start: bool
+    cpu_headlines_only: bool
     stock: bool  # what a user of plain PyTorch writes: its ratio is always shown
 
     def missing(self, quick: bool) -> str | None:
@@ -138,37 +177,60 @@ class Peers:
         devices: Sequence[str] = ("cpu", "cuda"),
         when: Callable[[Any], bool] = lambda case: True,
         slow_start: bool = False,
+        cpu_headlines_only: bool = False,
         stock: bool = False,
     ) -> Callable[[Callable], Callable]:
-        """Register `build(case, inputs)`; it imports its library inside, so listing costs nothing."""
+        """Register `build(case, inputs)`; it imports its library inside, so listing costs nothing.
+
+        A peer with `slow_start` is left out of a quick run; with `cpu_headlines_only` it runs on a CPU in headline
+        cases alone, since there the start takes longer than all the rest.
+        """
 
         def register(build: Callable) -> Callable:
-            self._peers.append(Peer(name, build, needs, devices, when, slow_start, stock))
+            self._peers.append(Peer(name, build, needs, devices, when, slow_start, cpu_headlines_only, stock))
             return build
 
         return register
 
     def of(self, case: Case, device: torch.device) -> Iterator[Peer]:
-        return (p for p in self._peers if device.type in p.devices and p.when(case))
+        for p in self._peers:
+            wanted = case.headline or device.type != "cpu" or not p.cpu_headlines_only
+            if wanted and device.type in p.devices and p.when(case):
+                yield p
+
+
+def forward_backward(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor
+) -> Callable[[], list[Tensor]]:
+    """One training step's work: the result of `function(*tensors)`, then the gradient to each of `tensors`."""
+    wrt = [t.detach().requires_grad_() for t in tensors]
+
+    def call() -> list[Tensor]:
+        out = function(*wrt)
+        return [out.detach(), *torch.autograd.grad(out, wrt, grad)]
+
+    return call
 
 
 @dataclass(frozen=True)
 class Op:
+    """What is measured under one name: an operator, or a model made of operators."""
+
     name: str
+    kind: str  # "op" or "model"
     cases: Sequence[Case]
     peers: Peers
 
 
 def load_ops(names: Sequence[str] | None = None) -> list[Op]:
-    """The operators of `bench/ops`, all of them or those named."""
-    known = sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("bench.ops").__path__))
-    unknown = sorted(set(names or ()) - set(known))
-    if unknown:
-        raise ValueError(f"--op: expected one of {', '.join(known)}, got {', '.join(unknown)}")
+    """The operators of `bench/ops`, then the models of `bench/models`: all of them or those named."""
+    known = benchmarks()
+    require_known("--op", names)
     return [
         Op(
             name,
-            importlib.import_module(f"bench.ops.{name}").CASES,
+            known[name],
+            importlib.import_module(f"bench.{known[name]}s.{name}").CASES,
             importlib.import_module(f"bench.peers.{name}").PEERS,
         )
         for name in names or known

@@ -7,12 +7,28 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def benchmarks() -> dict[str, str]:
+    """What can be measured, and of which kind it is: operators first. Found by file, without importing pyops."""
+    return {
+        path.stem: kind
+        for kind in ("op", "model")
+        for path in sorted((ROOT / "bench" / f"{kind}s").glob("[!_]*.py"))
+    }
+
+
+def require_known(option: str, names: Iterable[str] | None) -> None:
+    known = benchmarks()
+    if unknown := sorted(set(names or ()) - known.keys()):
+        raise ValueError(f"{option}: expected one of {', '.join(known)}, got {', '.join(unknown)}")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -61,11 +77,14 @@ def git_hash() -> str:
 
 
 def _driver_and_clocks() -> dict[str, str]:
-    """Of the first GPU, as nvidia-smi says; nothing where there is none."""
-    keys = ("driver_version", "clocks.sm", "clocks.mem")
-    told = _run("nvidia-smi", f"--query-gpu={','.join(keys)}", "--format=csv,noheader")
+    return ask_gpu(driver="driver_version", sm_clock="clocks.sm", memory_clock="clocks.mem")
+
+
+def ask_gpu(**keys: str) -> dict[str, str]:
+    """What nvidia-smi says of the first GPU; nothing where there is none."""
+    told = _run("nvidia-smi", f"--query-gpu={','.join(keys.values())}", "--format=csv,noheader")
     values = told.splitlines()[0].split(", ") if told else []
-    return dict(zip(("driver", "sm_clock", "memory_clock"), values, strict=False))
+    return dict(zip(keys, values, strict=False))
 
 
 def _run(*command: str) -> str | None:

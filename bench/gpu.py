@@ -1,7 +1,9 @@
 """Everything worth knowing from a machine with a GPU, by one command, into one folder.
 
 Each stage leaves its log and `summary.json` before the next begins, so a stage that fails or runs out
-of time costs only itself. The folder is flat enough to be a folder of results: `report --out` reads it.
+of time costs only itself, and stages may come in several calls. Every operator is measured by a process of its
+own, headlines first: one that crashes the GPU costs only itself, too. The folder is flat enough to be a folder of
+results: `report --out` reads it.
 """
 
 from __future__ import annotations
@@ -15,34 +17,47 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .environment import ROOT
+import torch
+
+from .environment import ROOT, ask_gpu, benchmarks, git_hash, require_known
 
 STAGES = ("build", "test", "sanitize", "bench")
 # Of the time left when the stage begins: the later ones are not starved by an early one that hangs.
-SHARE = {"build": 0.5, "test": 0.5, "sanitize": 0.4, "bench": 1.0}
+SHARE = {"build": 0.5, "test": 0.45, "sanitize": 0.35, "bench": 1.0}
 FAILED_SANITIZER = 86  # an exit status of its own, apart from pytest's
+# The tests that take the device. Of them the sanitizers get two that between them run every kernel on small images.
+TESTS = ("tests/ops", "tests/models")
+SANITIZED = ("test_layouts", "test_forward")
+TURNS_S = 1.0  # for each case: a sample takes milliseconds
+
+
+NOTHING_SELECTED = 5  # pytest's exit status
+GRACE_S = 10.0  # for a command that is out of time to say how far it came
 
 
 class Step(NamedTuple):
     log: str
     command: list[str]
     environment: Mapping[str, str] = {}
+    nothing: int | None = None  # the exit status that means there was nothing to do
 
 
 def gpu(
     out: Path,
     stages: Sequence[str] | None = None,
     only: Sequence[str] | None = None,
-    minutes: float = 60.0,
+    minutes: float = 9.0,
     wheels: Path | None = None,
 ) -> int:
-    """Exit status 1 when a stage failed. Needs no pyops, and torch only in the stages."""
+    """Exit status 1 when a stage failed. Needs no pyops before it is built."""
     unknown = sorted(set(stages or ()) - set(STAGES))
     if unknown:
         raise ValueError(f"--stage: expected some of {', '.join(STAGES)}, got {', '.join(unknown)}")
+    require_known("--only", only)
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * minutes
@@ -54,31 +69,44 @@ def gpu(
     for stage in [s for s in STAGES if s in (stages or STAGES)]:
         limit = SHARE[stage] * max(0.0, end - time.monotonic())
         done[stage] = run_stage(list(steps(stage, out, only)), out, limit, environment)
-        path.write_text(json.dumps({"stages": done}, indent=1) + "\n")
-        print(f"{stage}: {done[stage]['status']}", flush=True)
+        path.write_text(json.dumps({**machine(), "stages": done}, indent=1) + "\n")
+        print(f"{stage}: {done[stage]['status']} ({done[stage]['seconds']:.0f} s)", flush=True)
+        for step in done[stage].get("steps", ()):
+            print("".join(f"  {line}\n" for line in step["tail"]), end="", flush=True)
         failed |= done[stage]["status"] not in ("passed", "skipped")
     return int(failed)
+
+
+def machine() -> dict[str, Any]:
+    asked = ask_gpu(gpu="name", driver="driver_version", memory="memory.total")
+    return {"git": git_hash(), "torch": torch.__version__, "cuda": torch.version.cuda, **asked}
 
 
 def steps(stage: str, out: Path, only: Sequence[str] | None) -> Iterator[Step]:
     """The commands of a stage. A sanitizer that is not installed gives none."""
     python = [sys.executable, "-m"]
-    tests = [*python, "pytest", "tests", "-q", "--device", "cuda"]
-    chosen = ["-k", " or ".join(only)] if only else []
+    tests = [*python, "pytest", *(p for p in TESTS if (ROOT / p).is_dir()), "-q", "--device", "cuda"]
+    chosen = " or ".join(only or ())
     if stage == "build":
         command = [*python, "pip", "install", "--no-build-isolation", "--no-deps", "-e", "."]
-        yield Step("build.log", command)
+        # Code for this GPU alone: the rest would take minutes, and run nowhere.
+        target = ask_gpu(TORCH_CUDA_ARCH_LIST="compute_cap")
+        yield Step("build.log", command, {k: v for k, v in target.items() if k not in os.environ})
     elif stage == "test":
-        yield Step("test.log", [*tests, *chosen])
+        yield Step("test.log", [*tests, *(["-k", chosen] if chosen else [])], nothing=NOTHING_SELECTED)
     elif stage == "sanitize":
+        reduced = f"({' or '.join(SANITIZED)})" + (f" and ({chosen})" if chosen else "")
         for tool in ("memcheck", "racecheck") if shutil.which("compute-sanitizer") else ():
             checker = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(FAILED_SANITIZER)]
-            command = [*checker, "--target-processes", "all", *tests, "-m", "sanitize", *chosen]
+            # Our kernels only: those of torch are many, and slow to check.
+            checker += ["--kernel-name", "kns=pyops", "--target-processes", "all"]
             # One allocation per tensor: inside torch's pool an overrun lands in memory that is valid.
-            yield Step(f"{tool}.log", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+            apart = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            yield Step(f"{tool}.log", [*checker, *tests, "-k", reduced], apart, nothing=NOTHING_SELECTED)
     elif stage == "bench":
-        options = ["--device", "cuda", "--seconds", "4", "--out", str(out)]
-        yield Step("bench.log", [*python, "bench", "run", *options, *(["--op", *only] if only else [])])
+        options = ["--device", "cuda", "--seconds", f"{TURNS_S:g}", "--out", str(out)]
+        for name in only or benchmarks():
+            yield Step("bench.log", [*python, "bench", "run", *options, "--op", name])
 
 
 def run_stage(
@@ -88,18 +116,23 @@ def run_stage(
     start = time.monotonic()
     if not commands:
         return {"status": "skipped", "reason": "compute-sanitizer is not installed", "seconds": 0.0}
+    for log in {step.log for step in commands}:
+        (out / log).unlink(missing_ok=True)
     results = []
     for done, step in enumerate(commands):
-        left = max(1.0, limit_s - (time.monotonic() - start))
+        began = time.monotonic()
+        left = max(1.0, limit_s - (began - start))
         status, code = run_step(step, out, left / (len(commands) - done), environment)
+        taken = round(time.monotonic() - began, 1)
         last = tail((out / step.log).read_text(errors="replace"))
-        results.append({"status": status, "exit": code, "log": step.log, "tail": last})
-    worst = next((r["status"] for r in results if r["status"] != "passed"), "passed")
+        results.append({"status": status, "exit": code, "seconds": taken, "log": step.log, "tail": last})
+    found = {r["status"] for r in results}
+    worst = next(status for status in ("failed", "timeout", "passed", "skipped") if status in found)
     return {"status": worst, "seconds": round(time.monotonic() - start, 1), "steps": results}
 
 
 def run_step(step: Step, out: Path, limit_s: float, environment: Mapping[str, str]) -> tuple[str, int | None]:
-    with open(out / step.log, "w") as log:
+    with open(out / step.log, "a") as log:
         log.write("$ " + " ".join(step.command) + "\n")
         log.flush()
         process = subprocess.Popen(
@@ -113,10 +146,14 @@ def run_step(step: Step, out: Path, limit_s: float, environment: Mapping[str, st
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGINT)  # on which pytest reports what has failed so far
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return "timeout", None
-    return ("passed" if code == 0 else "failed"), code
+    return {0: "passed", step.nothing: "skipped"}.get(code, "failed"), code
 
 
 def tail(text: str, lines: int = 5) -> list[str]:

@@ -7,10 +7,14 @@ pixels meet neighbouring table entries; uniform noise touches the whole table an
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LEVELS = {torch.uint8: 255, torch.uint16: 65535}
+MARGIN = 1e-3  # of a pixel: what rounding does to a position on an axis of 4K
 
 
 def photo(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -18,6 +22,11 @@ def photo(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
 
     Never exactly 0 or 1, where the derivative of clamping is a convention in which libraries differ.
     """
+    return _photo(batch, height, width, seed).clone()
+
+
+@lru_cache(maxsize=1)  # cases of one size follow one another, and a 4K image takes seconds
+def _photo(batch: int, height: int, width: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     image = torch.zeros(batch, 3, height, width)
     cells = 3
@@ -34,6 +43,13 @@ def photo(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
     image = 0.45 + 0.22 * image - 0.12 * (x * x + y * y) + 0.15 * y
     image += 0.006 * torch.randn(image.shape, generator=generator)
     return image.clamp_(0.002, 0.998)
+
+
+def encoded(pixels: Tensor, dtype: torch.dtype, channels_last: bool = False) -> Tensor:
+    """Pixels in [0, 1] as an image of `dtype`."""
+    levels = LEVELS.get(dtype)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    return ((pixels * levels).round() if levels else pixels).to(dtype).contiguous(memory_format=memory)
 
 
 def noise(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -57,3 +73,28 @@ def vertices(size: int) -> Tensor:
     """An increasing lattice [3, N] from 0 to 1, denser in the shadows, a little different per channel."""
     ramp = torch.linspace(0, 1, size)
     return torch.stack([ramp ** (1.2 + 0.2 * channel) for channel in range(3)])
+
+
+def warp_logits(
+    batch: int, count: int, pixels: int, align_corners: bool = False, off_pixels: bool = False, seed: int = 0
+) -> Tensor:
+    """Logits [B, count - 1] of a smooth warp, as a network finds it: the widest interval is ten times the narrowest.
+
+    With `off_pixels` no vertex comes near the centre of one of the axis' pixels, where the derivative of a bilinear
+    sample jumps: there float32 and float64 may fall on different sides.
+    """
+    while True:
+        generator = torch.Generator().manual_seed(seed)
+        coarse = 0.6 * torch.randn(batch, 1, 12, generator=generator)
+        logits = F.interpolate(coarse, count - 1, mode="linear", align_corners=True)[:, 0]
+        share = (warp_vertices(logits)[:, 1:-1] + 1) / 2
+        position = share * (pixels - 1) if align_corners else share * pixels - 0.5
+        if not off_pixels or ((position - position.round()).abs() > MARGIN).all():
+            return logits
+        seed += 1
+
+
+def warp_vertices(logits: Tensor) -> Tensor:
+    """The coordinates [B, count] from -1 to 1 that belong to logits, in float64."""
+    inner = logits.double().softmax(-1).cumsum(-1)
+    return 2 * F.pad(inner, (1, 0)).clamp(max=1) - 1

@@ -17,6 +17,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 HEADS = ("Contestant", "Ratio", "Median", "p20 to p80", "Min", "GB/s", "Of copy", "Peak memory", "Match")
 STAMP = "date git pyops torch python threads isa load cuda kernels driver sm_clock memory_clock".split()
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
+METHODS = {"graph": "CUDA graph", "events": "call by call"}  # how the GPU was given its work
 
 
 def render(ops: Mapping[str, Sequence[Result]]) -> str:
@@ -95,7 +96,8 @@ def details(case: Case) -> str:
 
 
 def contestant(name: str, c: Mapping[str, Any]) -> str:
-    head = f'<tr class="{"ours" if c["ours"] else "rival"}"><th scope="row">{escape(name)}</th>'
+    method = f" <small>{METHODS[c['method']]}</small>" if c.get("method") in METHODS else ""
+    head = f'<tr class="{"ours" if c["ours"] else "rival"}"><th scope="row">{escape(name)}{method}</th>'
     if "median_ms" not in c:
         why = f"failed: {c['error']}" if "error" in c else f"not measured: {c['skipped']}"
         return f'{head}<td colspan="8" class="none">{escape(why)}</td></tr>'

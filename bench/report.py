@@ -30,7 +30,7 @@ def report(results: Path, readme: Path) -> int:
 
 
 def load(results: Path) -> dict[str, list[Result]]:
-    """Results by operator; GPUs first."""
+    """Results by operator, then by model; GPUs first."""
     ops: dict[str, list[Result]] = {}
     for path in sorted(results.glob("*/*.json")):
         result = json.loads(path.read_text())
@@ -40,7 +40,7 @@ def load(results: Path) -> dict[str, list[Result]]:
         raise ValueError(f"no results in {results}: run `python -m bench run` first")
     for measured in ops.values():
         measured.sort(key=lambda r: (r["device"] != "cuda", r["slug"]))
-    return ops
+    return dict(sorted(ops.items(), key=lambda item: (item[1][0].get("kind") == "model", item[0])))
 
 
 def markdown(ops: Mapping[str, Sequence[Result]]) -> str:

@@ -1,4 +1,4 @@
-"""Check every contestant against the reference, time them in turns, write one JSON per operator."""
+"""Check every contestant against the reference, time them in turns, write one JSON per operator or model."""
 
 from __future__ import annotations
 
@@ -25,26 +25,38 @@ Entry = dict[str, Any]
 
 
 def run(
-    op_names: Sequence[str] | None, device_name: str, *, quick: bool, out: Path | None, seconds: float
+    op_names: Sequence[str] | None, device_name: str, *, quick: bool, out: Path | None, seconds: float | None
 ) -> int:
     """Exit status: 0, or 1 when one of our own results failed or missed the reference."""
     device = torch.device(device_name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no CUDA device")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch sees no CUDA device")
+        torch.backends.cudnn.allow_tf32 = False  # a float32 result has float32 precision, whoever makes it
+    ops = load_ops(op_names)
     stamp = environment.describe(device)
     if device.type == "cpu" and stamp["load"] > 0.3 * stamp["cores"]:
         print(
             f"warning: the machine is not quiet (load {stamp['load']}); ratios hold, times do not", flush=True
         )
     failed = False
-    for op in load_ops(op_names):
-        result: Entry = {"op": op.name, **stamp, "quick": quick, "cases": {}}
-        for case in op.cases:
-            if quick and not case.quick:
+    for op in ops:
+        result: Entry = {"op": op.name, "kind": op.kind, **stamp, "quick": quick, "cases": {}}
+        chosen = [c for c in op.cases if device.type in c.devices and (c.quick or not quick)]
+        measured: dict[str, Entry] = {}
+        # Headlines first: a run that is cut short has what is shown first.
+        for case in sorted(chosen, key=lambda c: not c.headline):
+            print(f"\n{op.name}: {case.title}", flush=True)
+            try:
+                entry = run_case(case, op.peers, device, seconds or case.seconds, quick)
+            except Exception as error:  # out of memory for the reference, say: the other cases remain
+                print(f"  FAILED: {first_line(error)}", flush=True)
+                failed = True
                 continue
-            entry = result["cases"][case.name] = run_case(case, op.peers, device, seconds, quick)
             failed |= any(c["ours"] and not c.get("match") for c in entry["contestants"].values())
             print_case(entry)
+            measured[case.name] = entry
+            result["cases"] = {c.name: measured[c.name] for c in chosen if c.name in measured}
             if out is not None:
                 save(result, out)  # after every case: an interrupted run keeps what it has
     return int(failed)
@@ -53,7 +65,9 @@ def run(
 def save(result: Entry, out: Path) -> Path:
     path = out / result["slug"] / f"{result['op']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(result, indent=1) + "\n")
+    new.replace(path)  # at once: a run may be killed while it writes
     return path
 
 
@@ -62,7 +76,7 @@ def run_case(case: Case, peers: Peers, device: torch.device, seconds: float, qui
     inputs = case.inputs(device)
     expected = case.reference(inputs)
     copies = [inputs]
-    if not case.overhead:
+    if not case.by_host:
         copies += [_clone(inputs) for _ in range(copies_for(case.bytes, device) - 1)]
 
     entries: dict[str, Entry] = {}
@@ -73,16 +87,16 @@ def run_case(case: Case, peers: Peers, device: torch.device, seconds: float, qui
         try:
             rivals = [build(x) for x in copies]
             entry |= check(rivals[0].view(rivals[0].call()), expected, case.tolerances())
-            entry["peak_bytes"] = peak_bytes(rivals[0].call, device)
+            if not case.latency:  # a graph's memory was taken when it was captured
+                entry["peak_bytes"] = peak_bytes(rivals[0].call, device)
             estimate = warm_up(rivals[0], device, WARM_UP_S)
-            if device.type == "cuda" and not case.overhead:
-                sampler, entry["method"] = cuda_sampler(rivals)
+            if device.type == "cuda" and not case.by_host:
+                samplers[name], entry["method"] = checked(*cuda_sampler(rivals))
             else:
-                sampler, entry["method"] = host_sampler(rivals[0], device, estimate), "host clock"
-            sampler()  # what fails here would end the turns of all
-            samplers[name] = sampler
+                samplers[name] = host_sampler(rivals[0], device, estimate, wait=case.latency)
+                entry["method"] = "host clock"
         except Exception as error:  # one broken contestant must not cost the others their run
-            entry["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            entry["error"] = first_line(error)
 
     with torch.inference_mode(not case.backward):
         for name, build in case.ours(device).items():
@@ -93,16 +107,17 @@ def run_case(case: Case, peers: Peers, device: torch.device, seconds: float, qui
                 entries[peer.name] = entry | {"skipped": reason}
             else:
                 enter(peer.name, partial(peer.contestant, case), entry)
-        if not case.overhead:
+        if not case.by_host:
             samplers[COPY] = _copy_sampler(case.bytes, len(copies), device)
         stats = interleave(samplers, seconds) if samplers else {}
     torch.compiler.reset()  # else the shapes of many cases add up to dynamo's recompile limit
+    samplers.clear()  # they hold the graphs, and with them the memory of every contestant
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
     for name, entry in entries.items():
         if name in stats:
-            entry |= numbers(
-                stats[name], stats.get(OURS), stats.get(COPY), 0 if case.overhead else case.bytes
-            )
+            entry |= numbers(stats[name], stats.get(OURS), stats.get(COPY), 0 if case.by_host else case.bytes)
             if entry["ours"] or not (entry["match"] and entries[OURS].get("match")):
                 entry["speedup"] = None
     return {
@@ -111,6 +126,7 @@ def run_case(case: Case, peers: Peers, device: torch.device, seconds: float, qui
         "flops": case.flops,
         "headline": case.headline,
         "overhead": case.overhead,
+        "by_host": case.by_host,
         "copy_ms": stats[COPY].median * 1e3 if COPY in stats else None,
         "contestants": entries,
     }
@@ -165,20 +181,29 @@ def numbers(stats: Stats, ours: Stats | None, copy: Stats | None, case_bytes: in
     }
 
 
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
 def print_case(entry: Mapping[str, Any]) -> None:
     unit, factor = ("us", 1e3) if entry["overhead"] else ("ms", 1.0)
-    print(f"\n{entry['title']}")
     heads = "".join(f"{head:>10}" for head in ("median", "p20", "p80", "min"))
-    print(f"  {unit + ' per call':30}{heads}{'GB/s':>8}{'of copy':>9}{'ratio':>9}  match")
+    print(f"  {unit + ' per call':38}{heads}{'GB/s':>8}{'of copy':>9}{'peak':>9}{'ratio':>9}  match")
     for name, c in entry["contestants"].items():
         if "median_ms" not in c:
-            print(f"  {name:30}  {c.get('error') or c.get('skipped')}")
+            print(f"  {name:38}  {c.get('error') or c.get('skipped')}")
             continue
         times = "".join(f"{c[key] * factor:10.3f}" for key in ("median_ms", "p20_ms", "p80_ms", "min_ms"))
         rate = f"{c['gb_s']:8.2f}{c['of_copy']:9.0%}" if c["gb_s"] else " " * 17
+        peak = f"{c['peak_bytes'] * 1e-6:6.0f} MB" if c.get("peak_bytes") is not None else " " * 9
         speedup = f"{c['speedup']:8.2f}x" if c["speedup"] else " " * 9
-        print(f"  {name:30}{times}{rate}{speedup}  {verdict(c)}")
+        print(f"  {name:38}{times}{rate}{peak}{speedup}  {verdict(c)}")
     sys.stdout.flush()
+
+
+def checked(sampler: Callable[[], float], method: str) -> tuple[Callable[[], float], str]:
+    sampler()  # what fails here would end the turns of all
+    return sampler, method
 
 
 def _clone(inputs: Inputs) -> Inputs:

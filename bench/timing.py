@@ -20,6 +20,7 @@ Sampler = Callable[[], float]
 SHORTEST_SAMPLE_S = (
     0.2  # of the host clock: calls follow one another for as long, as the frames of a video do
 )
+PATIENCE_S = 20.0
 L2_MULTIPLE = 3
 PAUSE_CYCLES = 10_000_000  # about 5 ms, enough for the host to queue a sweep
 
@@ -42,12 +43,16 @@ def summarize(samples: Sequence[float]) -> Stats:
 
 
 def interleave(samplers: Mapping[str, Sampler], seconds: float, min_rounds: int = 5) -> dict[str, Stats]:
-    """Let every sampler run once a round until `seconds` have passed, at least `min_rounds` rounds."""
+    """Let every sampler run once a round until `seconds` have passed, at least `min_rounds` rounds; where these take
+    `PATIENCE_S` longer than asked for, three do."""
     taken: dict[str, list[float]] = {name: [] for name in samplers}
     names = list(samplers)
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
     rounds = 0
-    while rounds < min_rounds or time.perf_counter() < end:
+    while True:
+        spent = time.perf_counter() - start
+        if spent >= seconds and (rounds >= min_rounds or (rounds >= 3 and spent >= seconds + PATIENCE_S)):
+            break
         # A new first each round: nobody always follows the contestant that empties the caches.
         first = rounds % len(names)
         for name in names[first:] + names[:first]:
@@ -58,9 +63,8 @@ def interleave(samplers: Mapping[str, Sampler], seconds: float, min_rounds: int 
 
 def warm_up(contestant: Contestant, device: torch.device, seconds: float) -> float:
     """Call for `seconds` (clocks rise and caches fill by time, not by count); return seconds per call."""
-    calls = 0
     spent = 0.0
-    while spent < seconds or calls < 2:
+    while spent < seconds:
         if contestant.before:
             contestant.before()
         _synchronize(device)
@@ -69,14 +73,21 @@ def warm_up(contestant: Contestant, device: torch.device, seconds: float) -> flo
         _synchronize(device)
         last = time.perf_counter() - start
         spent += last
-        calls += 1
     return last
 
 
-def host_sampler(contestant: Contestant, device: torch.device, estimate: float) -> Sampler:
-    """Wall time on the host. On a GPU this is the cost of the call itself, not of its kernels."""
+def host_sampler(
+    contestant: Contestant, device: torch.device, estimate: float, wait: bool = False
+) -> Sampler:
+    """Wall time on the host. On a GPU this is the cost of the call itself, not of its kernels, unless each call
+    is to `wait` for them."""
     repeat = max(1, round(SHORTEST_SAMPLE_S / max(estimate, 1e-9)))
     call, before = contestant.call, contestant.before
+    if wait:
+
+        def call() -> None:
+            contestant.call()
+            _synchronize(device)
 
     def sample() -> float:
         _synchronize(device)
@@ -106,7 +117,7 @@ def cuda_sampler(contestants: Sequence[Contestant]) -> tuple[Sampler, str]:
     method = "events"
     if all(c.graph for c in contestants):
         try:
-            sweep, method = _captured(sweep), "graph"
+            sweep, method = captured(sweep), "graph"
         except RuntimeError:  # not capturable: time it as it is
             torch.cuda.synchronize()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -128,7 +139,8 @@ def cuda_sampler(contestants: Sequence[Contestant]) -> tuple[Sampler, str]:
     return sample, method
 
 
-def _captured(sweep: Callable[[], Any]) -> Callable[[], Any]:
+def captured(sweep: Callable[[], Any]) -> Callable[[], Any]:
+    """`sweep` as one CUDA graph. A replay returns the tensors of the capture, written anew."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

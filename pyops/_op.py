@@ -69,9 +69,9 @@ def second_derivative(
             reference(*tensors), [t for t, _ in wanted], grad, create_graph=True, allow_unused=True
         )
         terms = [(f * g).sum() for f, (_, g) in zip(first, wanted, strict=True) if f is not None]
-    known = [leaf for leaf in leaves if leaf is not None]
+    known = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
     found = iter(torch.autograd.grad(terms, known, allow_unused=True))
-    return [None if leaf is None else next(found) for leaf in leaves]
+    return [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
 
 
 def is_channels_last(t: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""`pyops info | demo | bench`, also as `python -m pyops`."""
+"""`pyops info | correct | demo | bench`, also as `python -m pyops`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import _native, demo, testing
+from . import _native, correct, demo, testing
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout, where pyops runs from one
 
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "info":
         return info()
+    if args.command == "correct":
+        return correct.run(args)
     if args.command == "demo":
         return demo.run(args)
     parser.print_help()
@@ -38,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pyops {_native.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("info", help="show versions, libraries and devices, and check every operator")
-    demo.add_arguments(commands.add_parser("demo", help="grade a photograph, beside stock PyTorch"))
+    correct.add_arguments(commands.add_parser("correct", help="correct the exposure of pictures and videos"))
+    demo.add_arguments(commands.add_parser("demo", help="correct and grade a photograph, beside stock PyTorch"))
     commands.add_parser("bench", help="measure speed, in a checkout: the same as python -m bench")
     return parser
 

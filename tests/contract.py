@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,6 +39,54 @@ def tensors(inputs: dict[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
 
 
+def composed(case: OpCase) -> bool:
+    """Whether the function consists of PyTorch's operators, so that there is no kernel to replace."""
+    return case.function.__name__ not in testing._operators()
+
+
+def lacks_kernel(case: OpCase, backend: str) -> bool:
+    """Whether the backend has nothing of its own to run for the case."""
+    if backend == "triton":
+        files = (Path(testing.__file__).parent / "triton").glob("*.py")
+        return not any(f"\ndef {case.function.__name__}(" in file.read_text() for file in files)
+    return backend != "native" and composed(case)
+
+
+def assert_gradients_close(
+    function: Callable[..., Tensor],
+    definition: Callable[..., Tensor],
+    inputs: dict[str, Any],
+    names: Sequence[str],
+    upstream: Tensor,
+    rounding: float = 0.0,
+) -> None:
+    """Asserts gradients as exact as their dtype (or `rounding`) allows, or half as exact as those of the definition.
+
+    Where inputs are badly conditioned, or a gradient vanishes in exact arithmetic, rounding alone shows.
+    """
+    _, ours = gradients(function, inputs, names, upstream)
+    _, exact = gradients(definition, in_double(inputs), names, upstream)
+    for name in names:
+        assert ours[name].dtype == inputs[name].dtype
+        unit = max(torch.finfo(ours[name].dtype).eps, rounding)
+        try:
+            testing.assert_grad_close(ours[name], exact[name], rounding=unit)
+        except AssertionError:
+            _, plain = gradients(definition, inputs, [name], upstream)
+            error, truth = plain[name].double() - exact[name], exact[name].abs()
+            if truth.max() == 0:
+                assert ours[name].abs().max() <= 2 * error.abs().max()
+                continue
+            shares = (
+                error.abs().max() / truth.max() / 32,
+                error.norm() / truth.norm() / 8,
+                error.mean().abs() / truth.mean() * 4,
+            )
+            testing.assert_grad_close(
+                ours[name], exact[name], rounding=max(unit, *(s.item() for s in shares))
+            )
+
+
 class Recorder(TorchDispatchMode):
     """Notes the calls of pyops operators."""
 
@@ -65,6 +114,8 @@ class Contract:
         emulated = self.backend != "native" or metafunc.config.getoption("--device") != "cpu"
         rows = []
         for case in self.cases:
+            if lacks_kernel(case, self.backend):
+                continue
             dtypes = [d for d in case.dtypes if not (emulated and d == torch.float64)]
             for dtype in dtypes if "dtype" in names else (None,):
                 for layout in LAYOUTS if "layout" in names else (None,):
@@ -101,7 +152,7 @@ class Contract:
             inputs = case.inputs(shape, dtype, device, seed)
             actual = case.function(**inputs)
             exact, plain = case.reference(**in_double(inputs)), case.reference(**inputs)
-            if dtype.is_floating_point:
+            if actual.is_floating_point():
                 testing.assert_forward_close(actual, exact, plain)
             else:
                 band = case.near_discontinuity(inputs, None)
@@ -110,33 +161,29 @@ class Contract:
                 assert (actual.double() - exact.double()).abs().amax() <= 1 if actual.numel() else True
 
     def test_gradients(self, case, dtype, device):
-        if not dtype.is_floating_point:
-            pytest.skip("integers have no gradients")
         for seed, shape in enumerate(self.shapes(case)):
             inputs = case.inputs(shape, dtype, device, seed)
-            names = case.differentiable
+            names = [name for name in case.differentiable if inputs[name].is_floating_point()]
             generator = torch.Generator().manual_seed(seed)
             result = case.function(**inputs)
+            if not result.is_floating_point():
+                pytest.skip("integers have no gradients")
             upstream = torch.randn(result.shape, generator=generator).to(result)
             bands = {name: case.near_discontinuity(inputs, name) for name in names}
-            eps = torch.finfo(dtype).eps
             # Each element by itself, with the few that rounding pushes over an edge.
             _, ours = gradients(case.function, inputs, names, upstream)
             _, exact = gradients(case.reference, in_double(inputs), names, upstream)
             for name in names:
                 band = bands[name]
                 if band is not None and band.shape == exact[name].shape and exact[name].numel():
+                    eps = torch.finfo(inputs[name].dtype).eps
                     atol = 64 * eps * exact[name].abs().max().item()
                     testing.assert_close_with_boundary_band(ours[name], exact[name], band, atol=atol)
             # Sums hide such elements, so these get no upstream gradient.
             for band in bands.values():
                 if band is not None and band.shape == upstream.shape:
                     upstream = upstream.masked_fill(band, 0)
-            _, ours = gradients(case.function, inputs, names, upstream)
-            _, exact = gradients(case.reference, in_double(inputs), names, upstream)
-            for name in names:
-                assert ours[name].dtype == inputs[name].dtype
-                testing.assert_grad_close(ours[name], exact[name])
+            assert_gradients_close(case.function, case.reference, inputs, names, upstream)
 
     @pytest.mark.parametrize("order", (1, 2))
     def test_gradcheck(self, case, order, device):
@@ -148,7 +195,8 @@ class Contract:
             return case.function(**{**inputs, **dict(zip(case.differentiable, values, strict=True))})
 
         check = torch.autograd.gradcheck if order == 1 else torch.autograd.gradgradcheck
-        assert check(function, leaves, eps=1e-6, atol=1e-6, fast_mode=order == 2)
+        many = sum(leaf.numel() for leaf in leaves) > 500  # then one direction stands for all
+        assert check(function, leaves, eps=1e-6, atol=1e-6, fast_mode=order == 2 or many)
 
     def test_gradient_of_some(self, case, device):
         """Each gradient alone is the one that comes with all others, and is asked for alone."""
@@ -227,8 +275,10 @@ class Contract:
         for name in names:
             if ours[name].shape == touched.shape:
                 assert torch.equal(ours[name][~touched], before[name][~touched])
-            if value == value:
-                assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4)
+            if value == value:  # whether infinities add up to one or to NaN is a matter of their order
+                finite = theirs[name].isfinite()
+                assert torch.equal(ours[name].isfinite(), finite)
+                assert_close(ours[name][finite], theirs[name][finite], rtol=1e-4, atol=1e-4)
 
     # ---- what surrounds a call -----------------------------------------------------------------------
 
@@ -242,20 +292,27 @@ class Contract:
             missing = [word for word in words if word not in str(caught.value)]
             assert not missing, f"{label}: {missing} not in {str(caught.value)!r}"
 
-    def test_opcheck(self, case, layout, device):
+    def test_opcheck(self, case, layout, device, request):
+        if composed(case):
+            pytest.skip("no operator of ours")
         dtype = torch.float32
         inputs = {k: relayout(v, layout) for k, v in case.inputs(case.tiny, dtype, device).items()}
         leaves = {name: inputs[name].detach().requires_grad_() for name in case.differentiable}
         with Recorder() as recorder:
             case.function(**{**inputs, **leaves}).sum().backward()
         assert len(recorder.calls) >= 2, "forward and backward"
+        kind = (case.function, case.differentiable)
         for op, args in recorder.calls:
             floats = [
                 a.detach().requires_grad_(a.is_floating_point()) if isinstance(a, Tensor) else a for a in args
             ]
             utils = ["test_schema", "test_faketensor"]
             if layout == "contiguous" and self.backend == "native":  # slow, and not of the kernel
-                utils += ["test_autograd_registration", "test_aot_dispatch_dynamic"]
+                utils.append("test_autograd_registration")
+                # Of a backward operator this traces the second derivative, which takes longest of all.
+                first = next(c for c in self.cases if (c.function, c.differentiable) == kind) is case
+                if first or op is recorder.calls[0][0] or request.config.getoption("--slow"):
+                    utils.append("test_aot_dispatch_dynamic")
             torch.library.opcheck(op, floats, test_utils=utils)
 
     def test_compile(self, case, device):
@@ -341,13 +398,11 @@ class Contract:
             for together, one_by_one in zip(batched, zip(*rows, strict=True), strict=True):
                 assert_close(together, torch.stack(one_by_one), rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.xfail(
-        raises=RuntimeError,
-        strict=True,
-        reason="torch.library.register_autograd does not serve torch.func.grad",
-    )
-    def test_function_transforms(self, case, device):
+    def test_function_transforms(self, case, device, request):
         """torch.func: jacrev, and vmap over grad."""
+        if not composed(case):
+            reason = "torch.library.register_autograd does not serve torch.func.grad"
+            request.applymarker(pytest.mark.xfail(raises=RuntimeError, strict=True, reason=reason))
         inputs = self.interior(case, torch.float32, device)
         for name in case.differentiable:
             ours, theirs = (

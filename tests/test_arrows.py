@@ -19,6 +19,8 @@ ALLOWED = {
     "pyops.reference": {"pyops.reference"},
     "pyops.triton": {"pyops.triton", "triton"},
     "pyops.compat": {"pyops", "pyops.compat"},
+    "pyops.correct": {"pyops.io", "pyops.models"},
+    "pyops.io": {"pyops", "pyops.io"},
     "pyops.models": {"pyops", "pyops.models"},
 }
 STANDARD_ONLY = ("pyops.reference", "pyops.triton")  # besides torch
@@ -85,6 +87,8 @@ def test_arrows(path):
     (
         ("pyops.models.cotf", "from pyops.ops.lut3d import lut3d"),
         ("pyops.models.cotf", "from pyops import _op"),
+        ("pyops.correct", "from pyops.ops.lut3d import lut3d"),
+        ("pyops.io.images", "from pyops.models import CoTF"),
         ("pyops.cli", "import models"),
         ("pyops.cli", "from bench import run"),
         ("pyops.reference.lut3d", "from ..ops import lut3d"),

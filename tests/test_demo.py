@@ -10,6 +10,7 @@ import torch
 
 import pyops
 from pyops import demo
+from pyops.demo import exposure, grading
 from pyops.io import read_cube
 
 Image = pytest.importorskip("PIL.Image")
@@ -35,13 +36,17 @@ def test_quick_demo(tmp_path, capsys):
         "ratio",
         "max. diff.",
         "6 frames of 320x180",
+        "Exposure correction of 320x180",
+        "PSNR before",
+        "-1.5 stops",
+        "+1.5 stops",
     ):
         assert word in printed, word
     files = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
-    assert files == ["mix.jpg", "teal_and_orange.cube", "teal_and_orange.jpg"]
+    assert files == ["exposure.jpg", "mix.jpg", "teal_and_orange.cube", "teal_and_orange.jpg"]
 
     lut = read_cube(tmp_path / "new" / "folder" / "teal_and_orange.cube")
-    assert lut.title == "Teal and orange" and torch.equal(lut.table, demo.teal_and_orange())
+    assert lut.title == "Teal and orange" and torch.equal(lut.table, grading.teal_and_orange())
     with Image.open(tmp_path / "new" / "folder" / "teal_and_orange.jpg") as picture:
         assert picture.size[0] == 1920
         left, right = picture.crop((0, 0, 956, 400)), picture.crop((964, 0, 1920, 400))
@@ -86,11 +91,24 @@ def test_wrong_options(options, capsys):
 
 
 def test_looks():
-    weights = demo.mixing_weights(7)
+    weights = grading.mixing_weights(7)
     assert weights.shape == (7, 4) and torch.allclose(weights.sum(1), torch.ones(7)) and (weights >= 0).all()
-    basis = demo.basis_luts(demo.teal_and_orange(9))
+    basis = grading.basis_luts(grading.teal_and_orange(9))
     assert basis.shape == (4, 3, 9, 9, 9) and basis.min() >= 0 and basis.max() <= 1
     grey = torch.tensor([0.25, 0.7]).view(1, 1, 2).expand(3, 1, 2)
-    shadow, light = pyops.lut3d(grey, demo.teal_and_orange()).unbind(-1)
+    shadow, light = pyops.lut3d(grey, grading.teal_and_orange()).unbind(-1)
     assert shadow[2] > shadow[0], "shadows are teal"
     assert light[0] > light[2], "lights are orange"
+
+
+def test_one_part(tmp_path):
+    assert run("exposure", "--size", "64x48", "--out", tmp_path) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["exposure.jpg"]
+
+
+def test_exposure():
+    grey = torch.full((1, 3, 4, 4), 0.5)
+    assert torch.equal(exposure.expose(grey, 0), (grey * 255).round() / 255)
+    darker, lighter = (exposure.expose(grey, stops) for stops in (-2.2, 2.2))
+    assert torch.allclose(darker, grey / 2, atol=0.003) and torch.allclose(lighter, grey * 2, atol=0.003)
+    assert abs(exposure.psnr(grey + 0.1, grey) - 20) < 0.3

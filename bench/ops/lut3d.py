@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import inputs as make
-from ..case import Case, Contestant, Inputs, Tolerance
+from ..case import Case, Contestant, Inputs, Tolerance, dtype_name, forward_backward, size_name
+from ..inputs import LEVELS
 
-LEVELS = {torch.uint8: 255, torch.uint16: 65535}
-SIZES = {(2160, 3840): "4K", (1080, 1920): "1080p", (1, 1): "1 pixel"}
 STRIP_PIXELS = 1 << 19
 
 
@@ -33,43 +32,27 @@ class Lut3d(Case):
 
     @property
     def words(self) -> list[str]:
-        dtype = str(self.dtype).removeprefix("torch.")
         mixed = self.dtype.is_floating_point and self.dtype != self.lut_dtype
+        dtype = dtype_name(self.dtype)
         return [
             *([f"{self.batch} x"] if self.batch > 1 else []),
-            SIZES.get(self.shape, "{1}x{0}".format(*self.shape)),
+            size_name(self.shape),
             f"N={self.size}",
             self.interpolation,
-            f"{dtype} image, {str(self.lut_dtype).removeprefix('torch.')} LUT" if mixed else dtype,
+            f"{dtype} image, {dtype_name(self.lut_dtype)} LUT" if mixed else dtype,
             *(["channels_last"] if self.channels_last else []),
             *(["non-uniform vertices"] if self.vertices else []),
             *(["a LUT per image"] if self.lut_per_image else []),
             *(["random noise"] if self.content == "noise" else []),
-            *(["forward + backward"] if self.backward else []),
-            *(["call overhead"] if self.overhead else []),
         ]
-
-    @property
-    def title(self) -> str:
-        return ", ".join(self.words).replace(" x,", " x")
-
-    @property
-    def name(self) -> str:
-        text = "-".join(self.words).lower()
-        for old, new in (("forward + backward", "backward"), (",", ""), ("=", ""), (" ", "_")):
-            text = text.replace(old, new)
-        return text
 
     def inputs(self, device: torch.device, seed: int = 0) -> Inputs:
         pixels = {"photo": make.photo, "noise": make.noise}[self.content](self.batch, *self.shape, seed)
-        levels = LEVELS.get(self.dtype)
-        image = (pixels * levels).round() if levels else pixels
-        memory = torch.channels_last if self.channels_last else torch.contiguous_format
         tables = [make.grading_lut(self.size, seed=i) for i in range(self.batch if self.lut_per_image else 1)]
         lut = torch.stack(tables) if self.lut_per_image else tables[0]
-        grad = torch.randn(image.shape, generator=torch.Generator().manual_seed(seed + 1))
+        grad = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed + 1))
         return {
-            "image": image.to(self.dtype).contiguous(memory_format=memory).to(device),
+            "image": make.encoded(pixels, self.dtype, self.channels_last).to(device),
             "lut": lut.to(device, self.lut_dtype),
             "vertices": make.vertices(self.size).to(device) if self.vertices else None,
             "grad": grad.to(device, self.dtype) if self.backward else None,
@@ -80,13 +63,9 @@ class Lut3d(Case):
         image, lut, vertices = x["image"], x["lut"], x["vertices"]
         if not self.backward:
             return lambda: lut3d(image, lut, vertices=vertices)
-        wrt = [t.detach().requires_grad_() for t in (image, lut, vertices) if t is not None]
-
-        def forward_backward() -> list[Tensor]:
-            out = lut3d(wrt[0], wrt[1], vertices=wrt[2] if self.vertices else None)
-            return [out.detach(), *torch.autograd.grad(out, wrt, x["grad"])]
-
-        return forward_backward
+        if vertices is None:
+            return forward_backward(lut3d, (image, lut), x["grad"])
+        return forward_backward(lambda i, t, v: lut3d(i, t, vertices=v), (image, lut, vertices), x["grad"])
 
     def ours(self, device: torch.device) -> dict[str, Callable[[Inputs], Contestant]]:
         import pyops
@@ -104,12 +83,12 @@ class Lut3d(Case):
         if not self.backward:
             return Contestant(lambda: kernels.lut3d(*arguments))
 
-        def forward_backward() -> list[Tensor]:
+        def both() -> list[Tensor]:
             out = kernels.lut3d(*arguments)
             grads = kernels.lut3d_backward(x["grad"], *arguments, True, True, self.vertices)
             return [out, *grads[: 2 + self.vertices]]
 
-        return Contestant(forward_backward)
+        return Contestant(both)
 
     def reference(self, inputs: Inputs) -> list[Tensor]:
         """In float64 and strip by strip: pixels are independent, and whole 4K gradients need gigabytes."""

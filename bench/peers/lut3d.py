@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..case import Contestant, Inputs, Peers
-from ..ops.lut3d import LEVELS, Lut3d
+from ..inputs import LEVELS
+from ..ops.lut3d import Lut3d
 
 PEERS = Peers()
 HALF = (torch.float16, torch.bfloat16)

@@ -88,8 +88,7 @@ def _cell_weights(position: Tensor, size: int, border: bool) -> tuple[Tensor, Te
     place = torch.where(empty, middle, (low + high) / 2) - j
     if border:  # everything beyond an outermost pixel has its value
         place = place.masked_fill(first, 1).masked_fill(last, 0)
-    weights = torch.where(share == 0, share, share * (1 - place))[..., 1:]
-    weights = weights + torch.where(share == 0, share, share * place)[..., :-1]
+    weights = (share * (1 - place))[..., 1:] + (share * place)[..., :-1]
     looked = begin.clamp(0, size - 1), end.clamp(0, size - 1)
     seen = (j[1:] >= looked[0].floor()) & (j[1:] <= looked[1].floor() + 1)
     return weights, seen

@@ -1,13 +1,12 @@
-"""`pyops demo`: grade a photograph at 4K over a run of frames, beside stock PyTorch, and write pictures."""
+"""Grade a photograph at 4K over a run of frames, beside stock PyTorch, and write pictures."""
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,48 +16,22 @@ from torch import Tensor
 import pyops
 from pyops.io import read_cube, write_cube
 
+from ._show import measure_one, progress_bar, write_sheet
+
 LOOKS = ("as it is", "teal and orange", "silver", "evening")
 STOCK_EVERY = 4  # stock PyTorch takes about a second a frame on a CPU: a quarter of the frames will do
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `pyops demo`."""
-    parser.add_argument(
-        "--image", type=Path, help="a photograph (default: one that scikit-image brings along)"
-    )
-    parser.add_argument("--frames", type=_count, metavar="N", help="default: 24, with --quick 6")
-    parser.add_argument("--size", type=_size, metavar="WxH", help="default: 3840x2160, with --quick 960x540")
-    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--quick", action="store_true", help="small and short: a few seconds")
+def run(photo: Any, size: tuple[int, int], count: int, device: str, out: Path) -> list[str]:
+    """Grades ``count`` frames of the photograph, a Pillow image; returns the names of tasks with a wrong result."""
+    from PIL import Image, ImageOps
 
-
-def run(args: argparse.Namespace) -> int:
-    """Run the demo; exit status 0, or 1 when a result is wrong, or 2 when the demo cannot start."""
-    try:
-        import rich  # noqa: F401
-        from PIL import Image, ImageOps
-        from skimage.data import stereo_motorcycle
-    except ImportError as error:
-        print(f"The demo needs {error.name}: pip install '.[demo]'")
-        return 2
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("This PyTorch sees no CUDA device: use --device cpu.")
-        return 2
-    try:
-        cube = args.out / "teal_and_orange.cube"
-        args.out.mkdir(parents=True, exist_ok=True)
-        photo = Image.open(args.image) if args.image else Image.fromarray(stereo_motorcycle()[0])
-        photo = photo.convert("RGB")
-        write_cube(cube, teal_and_orange(), title="Teal and orange")
-    except (OSError, Image.DecompressionBombError) as error:
-        print(f"The demo cannot start: {error}")
-        return 2
-    device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
-    width, height = args.size or ((960, 540) if args.quick else (3840, 2160))
+    cube = out / "teal_and_orange.cube"
+    write_cube(cube, teal_and_orange(), title="Teal and orange")
+    width, height = size
     wide = ImageOps.fit(photo, (width + width // 16, height), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(wide)).to(device).permute(2, 0, 1)[None].contiguous()
-    frames = Frames(pixels / 255, width, args.frames or (6 if args.quick else 24))
+    frames = Frames(pixels / 255, width, count)
     film = read_cube(cube).table.to(device)
     basis, weights = basis_luts(film), mixing_weights(frames.count).to(device)
     tasks = [
@@ -70,10 +43,8 @@ def run(args: argparse.Namespace) -> int:
     with torch.inference_mode():
         _measure(tasks, frames)
         _print_table(tasks, frames)
-        _write_pictures(tasks, frames, args.out)
-    if wrong := [task.name for task in tasks if not task.is_right()]:
-        print(f"Wrong by more than the tolerance: {', '.join(wrong)}.")
-    return 1 if wrong else 0
+        _write_pictures(tasks, frames, out)
+    return [task.name for task in tasks if not task.is_right()]
 
 
 def teal_and_orange(size: int = 33) -> Tensor:
@@ -129,11 +100,11 @@ class Task:
     def measure(self, image: Tensor, index: int) -> None:
         if index == 0:  # the first call of each also pays for memory and, on a GPU, for loading kernels
             self.ours(image, index), self.stock(image, index)
-        result, seconds = _timed(self.ours, image, index)
+        result, seconds = measure_one(self.ours, image, index)
         self.seconds.append(seconds)
         if index % STOCK_EVERY:
             return
-        expected, seconds = _timed(self.stock, image, index)
+        expected, seconds = measure_one(self.stock, image, index)
         self.stock_seconds.append(seconds)
         if self.interpolation == "tetrahedral":  # stock PyTorch has none: the definition, on every 64th pixel
             image, result = image[..., ::8, ::8], result[..., ::8, ::8]
@@ -163,10 +134,7 @@ class Frames:
 
 
 def _measure(tasks: list[Task], frames: Frames) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("", total=frames.count * len(tasks))
         for index in range(frames.count):
             frame = frames[index]
@@ -174,15 +142,6 @@ def _measure(tasks: list[Task], frames: Frames) -> None:
             for task in tasks:
                 task.measure(pixels if task.integer else frame, index)
                 progress.update(bar, advance=1, description=f"frame {index + 1}: {task.name}")
-
-
-def _timed(step: Callable[[Tensor, int], Tensor], image: Tensor, index: int) -> tuple[Tensor, float]:
-    wait = torch.cuda.synchronize if image.is_cuda else lambda: None
-    wait()
-    start = time.perf_counter()
-    result = step(image, index)
-    wait()
-    return result, time.perf_counter() - start
 
 
 def _print_table(tasks: list[Task], frames: Frames) -> None:
@@ -215,36 +174,6 @@ def _write_pictures(tasks: list[Task], frames: Frames, out: Path) -> None:
         label = " + ".join(f"{share:.0%} {look}" for share, look in shares if share > 0)
         mixed.append((f"frame {index + 1}: {label}", tasks[-1].ours(frames[index], index)))
     after = "after: teal_and_orange.cube", tasks[0].ours(frames[0], 0)
-    _write_sheet(out / "teal_and_orange.jpg", before, after)
-    _write_sheet(out / "mix.jpg", before, *mixed)
+    write_sheet(out / "teal_and_orange.jpg", before, after)
+    write_sheet(out / "mix.jpg", before, *mixed)
     print(f"Before and after: {out / 'teal_and_orange.jpg'} and {out / 'mix.jpg'}")
-
-
-def _write_sheet(path: Path, *panels: tuple[str, Tensor]) -> None:
-    """Labelled frames `[1, 3, H, W]` in rows of two."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    gap, width = 8, 956
-    height = max(1, width * panels[0][1].shape[-2] // panels[0][1].shape[-1])
-    sheet = Image.new("RGB", (2 * width + gap, len(panels) // 2 * (height + gap) - gap), "white")
-    draw, font = ImageDraw.Draw(sheet, "RGBA"), ImageFont.load_default(24)
-    for place, (label, frame) in enumerate(panels):
-        left, top = place % 2 * (width + gap), place // 2 * (height + gap)
-        pixels = frame[0].mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
-        sheet.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS), (left, top))
-        x, y = left + 28, top + height - 26
-        right = draw.textbbox((x, y), label, font=font, anchor="ls")[2]
-        draw.rounded_rectangle((x - 14, y - 30, right + 14, y + 14), 8, (0, 0, 0, 170))
-        draw.text((x, y), label, fill="white", font=font, anchor="ls")
-    sheet.save(path, quality=92)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
-    return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    return _count(width), _count(height)

@@ -1,0 +1,1 @@
+"""One module per model: its cases. Its peers are beside those of the operators."""
