@@ -35,7 +35,7 @@ from torch import Tensor
 
 import pyops
 
-COARSE = 0.75  # the share of the training that is done at a small size
+COARSE = 0.92  # the share of the training that is done at a small size
 SIZES = {True: (128, 160), False: (192, 256, 320)}  # of the parts of photographs, coarse or not
 LOG_EVERY, SAVE_EVERY, EVALUATE_EVERY = 50, 250, 1000
 EVS = (-2.0, -1.5, -1.0, 0.0, 1.0, 1.5, 2.0)

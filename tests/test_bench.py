@@ -88,9 +88,9 @@ def test_unknown_operator_is_named(capsys):
 
 def test_run_begins_with_the_headlines_and_keeps_what_it_has(tiny, monkeypatch, tmp_path):
     """A case that cannot be checked costs only itself; what is written is in the declared order."""
-    shapes = [(6, 8), (6, 9), (6, 10)]
+    shapes = [(6, 8), (6, 9), (6, 10), (6, 11)]
     declared = [op.Lut3d(shape=s, size=5, quick=True, headline=s == (6, 10)) for s in shapes]
-    elsewhere = replace(TINY, shape=(6, 11), devices=("cuda",))
+    elsewhere = replace(TINY, shape=(6, 12), devices=("cuda",))
     monkeypatch.setattr(op, "CASES", [*declared, elsewhere])
     seen = []
 
@@ -102,24 +102,30 @@ def test_run_begins_with_the_headlines_and_keeps_what_it_has(tiny, monkeypatch, 
 
     monkeypatch.setattr(op.Lut3d, "reference", reference)
     assert main(["run", "--op", "lut3d", "--quick", "--seconds", "0.01", "--out", str(tmp_path)]) == 1
-    assert seen == [(6, 10), (6, 8), (6, 9)]
+    assert seen == [(6, 10), (6, 8), (6, 9), (6, 11)]
     (path,) = tmp_path.glob("cpu-*/*")
-    assert list(json.loads(path.read_text())["cases"]) == [declared[1].name, declared[2].name]
+    assert list(json.loads(path.read_text())["cases"]) == [case.name for case in declared[1:]]
 
 
 def test_latency_is_timed_until_the_result_is_there(tiny, monkeypatch, tmp_path):
     case = replace(TINY, latency=True)
-    waits = []
+    told, waits = [], []
+
+    def host_sampler(*arguments, **options):
+        told.append(options)
+        return timing.host_sampler(*arguments, **options)
+
     monkeypatch.setattr(op, "CASES", [case])
-    monkeypatch.setattr(timing, "_synchronize", waits.append)
-    monkeypatch.setattr(timing, "SHORTEST_SAMPLE_S", 1e-9)  # one call a sample
+    monkeypatch.setattr(run, "host_sampler", host_sampler)
     assert main(["run", "--op", "lut3d", "--quick", "--seconds", "0.01", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("cpu-*/lut3d.json")
     found = json.loads(path.read_text())["cases"][case.name]
     assert case.title.endswith("one call at a time") and found["copy_ms"] is None
     entry = found["contestants"]["exact"]
     assert entry["method"] == "host clock" and entry["gb_s"] is None and "peak_bytes" not in entry
-    waits.clear()
+    assert told and all(options["wait"] for options in told)
+    monkeypatch.setattr(timing, "_synchronize", waits.append)
+    monkeypatch.setattr(timing, "SHORTEST_SAMPLE_S", 1e-9)  # one call a sample
     timing.host_sampler(cases.Contestant(lambda: None), CPU, 1.0)()
     assert len(waits) == 1
     timing.host_sampler(cases.Contestant(lambda: None), CPU, 1.0, wait=True)()

@@ -21,77 +21,84 @@ from torch import Tensor
 
 from .lut3d import divide
 
-_LANES, _WARPS = 512, 4  # taps that a program looks at together
+_BLOCK, _WARPS = 256, 8
 _HELD = 1024  # vertices that a program can hold beside its tile
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
+_ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 # ---- vertices -------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def clamp(v, low, high):
-    return tl.where(v < low, low, tl.where(v > high, high, v))  # keeps NaN
-
-
-@triton.jit
-def softmax_terms(logits, step, length, A: tl.constexpr, BLOCK: tl.constexpr):
-    """The greatest logit, the sum of exponentials, and 0, or NaN if any logit is not finite."""
-    i = tl.arange(0, BLOCK).to(tl.int64)
-    greatest, total, taint = tl.full((BLOCK,), -float("inf"), A), tl.zeros((BLOCK,), A), tl.zeros((BLOCK,), A)
+def softmax_terms(logits, step, length, A: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of rows: the greatest logit, the sum of exponentials, and 0, or NaN if any logit is not finite."""
+    i, zeros = tl.arange(0, BLOCK).to(tl.int64)[None, :], tl.zeros((ROWS, BLOCK), A)
+    greatest, total, taint = zeros - float("inf"), zeros, zeros
     for start in range(0, length, BLOCK):
         value = tl.load(logits + (start + i) * step, start + i < length, -float("inf")).to(A)
         greatest = tl.where(value > greatest, value, greatest)
-    greatest = tl.max(greatest)
+    greatest = tl.max(greatest, 1)[:, None]
     for start in range(0, length, BLOCK):
         value = tl.load(logits + (start + i) * step, start + i < length, 0).to(A)
         total += tl.where(start + i < length, tl.exp(value - greatest), 0.0)
         taint += 0 * value
-    return greatest, tl.sum(total), tl.sum(taint)
+    return greatest, tl.sum(total, 1)[:, None], tl.sum(taint, 1)[:, None]
 
 
 @triton.jit
 def vertices_at(i, logits, step, length, terms, before, A: tl.constexpr):
-    """Vertices `i`, and the sum of exponentials up to them, which was `before`."""
+    """Vertices `i` of rows, and the sums of exponentials up to them, which were `before`."""
     greatest, total, taint = terms
     inside = (i > 0) & (i <= length)
-    value = tl.load(logits + (i - 1).to(tl.int64) * step, inside, 0).to(A)
-    part = tl.where(inside, tl.exp(value - greatest), 0.0)
-    inner = clamp(divide(before + tl.cumsum(part, 0), total), 0.0, 1.0)
-    return taint + tl.where(i == 0, 0.0, tl.where(i == length, 1.0, inner)), before + tl.sum(part)
+    part = tl.exp(tl.load(logits + (i - 1).to(tl.int64) * step, inside, 0).to(A) - greatest)
+    part = tl.where(inside, part, 0.0)
+    inner = tl.clamp(divide(before + tl.cumsum(part, 1), total), 0.0, 1.0, _ALL)
+    return taint + tl.where(i == 0, 0.0, tl.where(i == length, 1.0, inner)), before + tl.sum(part, 1)[:, None]
 
 
 @triton.jit
-def vertices_kernel(logits, strides, out, length, A: tl.constexpr, BLOCK: tl.constexpr):
-    row, i = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
-    logits, out = logits + row * strides[0], out + row * (length + 1)
-    terms, before = softmax_terms(logits, strides[1], length, A, BLOCK), tl.zeros((BLOCK,), A)
+def vertices_kernel(
+    logits, strides, out, length, rows, A: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row, i = (
+        (tl.program_id(0) * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None],
+        tl.arange(0, BLOCK)[None, :],
+    )
+    logits, out = logits + tl.minimum(row, rows - 1) * strides[0], out + row * (length + 1)
+    terms = softmax_terms(logits, strides[1], length, A, ROWS, BLOCK)
+    before = tl.zeros((ROWS, 1), A)
     for start in range(0, length + 1, BLOCK):
         value, before = vertices_at(start + i, logits, strides[1], length, terms, before, A)
-        tl.store(out + start + i, value.to(out.dtype.element_ty), start + i <= length)
+        tl.store(out + start + i, value.to(out.dtype.element_ty), (row < rows) & (start + i <= length))
 
 
 @triton.jit
 def vertices_backward_kernel(
-    logits, strides, out, length, grad, grad_strides, A: tl.constexpr, BLOCK: tl.constexpr
-):
-    row, i = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK).to(tl.int64)
-    logits, grad, out = logits + row * strides[0], grad + row * grad_strides[0], out + row * length
-    greatest, total, _ = softmax_terms(logits, strides[1], length, A, BLOCK)
-    mean, blocks = tl.zeros((BLOCK,), A), tl.cdiv(length, BLOCK)
+    logits, strides, out, length, rows, grad, grad_strides, A: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row, i = (
+        (tl.program_id(0) * ROWS + tl.arange(0, ROWS).to(tl.int64))[:, None],
+        tl.arange(0, BLOCK)[None, :],
+    )
+    inside, out = row < rows, out + row * length
+    row = tl.minimum(row, rows - 1)
+    logits, grad = logits + row * strides[0], grad + row * grad_strides[0]
+    greatest, total, _ = softmax_terms(logits, strides[1], length, A, ROWS, BLOCK)
+    mean, blocks = tl.zeros((ROWS, 1), A), tl.cdiv(length, BLOCK)
     for second in tl.static_range(2):
-        after, products = tl.zeros((BLOCK,), A), tl.zeros((BLOCK,), A)
+        after, products = tl.zeros((ROWS, 1), A), tl.zeros((ROWS, 1), A)
         for block in range(blocks):
-            j = (blocks - 1 - block) * BLOCK + i
+            j = (blocks - 1 - block) * BLOCK + i.to(tl.int64)
             g = tl.load(grad + (j + 1) * grad_strides[1], j + 1 < length, 0).to(
                 A
             )  # the ends stay where they are
             p = tl.exp(tl.load(logits + j * strides[1], j < length, 0).to(A) - greatest)
-            p, later = divide(p, total), after + tl.cumsum(g, 0, reverse=True)
-            after += tl.sum(g)
+            p, later = divide(p, total), after + tl.cumsum(g, 1, reverse=True)
+            after += tl.sum(g, 1)[:, None]
             if second:
-                tl.store(out + j, (p * (later - mean)).to(out.dtype.element_ty), j < length)
-            products += tl.where(j < length, p * later, 0.0)
-        mean += tl.sum(products)
+                tl.store(out + j, (p * (later - mean)).to(out.dtype.element_ty), inside & (j < length))
+            products += tl.sum(tl.where(j < length, p * later, 0.0), 1)[:, None]
+        mean += products
 
 
 def interval_vertices(logits: Tensor) -> Tensor:
@@ -106,13 +113,15 @@ def interval_vertices_backward(grad: Tensor, logits: Tensor) -> Tensor:
 def _by_rows(kernel: triton.JITFunction, out: Tensor, *inputs: Tensor) -> Tensor:
     if out.numel():
         logits, *others = (t.reshape(-1, t.shape[-1]) for t in inputs)
-        block = min(_HELD, triton.next_power_of_2(logits.shape[1] + 1))
-        arguments = [logits, logits.stride(), out, logits.shape[1]]
+        rows, length = logits.shape
+        block = min(_HELD, triton.next_power_of_2(length + 1))
+        together = max(1, min(_HELD // block, triton.next_power_of_2(rows)))
+        arguments = [logits, logits.stride(), out, length, rows]
         for t in others:
             arguments += [t, t.stride()]
-        options = {"num_warps": max(1, block // 128), "enable_fp_fusion": False}
+        constants = {"A": _arithmetic(logits)[1], "ROWS": together, "BLOCK": block, "enable_fp_fusion": False}
         with torch.cuda.device_of(logits):
-            kernel[(len(logits),)](*arguments, A=_arithmetic(logits)[1], BLOCK=block, **options)
+            kernel[(triton.cdiv(rows, together),)](*arguments, **constants)
     return out
 
 
@@ -131,7 +140,7 @@ def position(axis, k, HOW: tl.constexpr, A: tl.constexpr):
     k = tl.minimum(tl.maximum(k, 0), count - 1)
     x = (tl.load(source + k.to(tl.int64) * step) if source.dtype.is_ptr() else tl.gather(source, k, 0)).to(A)
     p = (x + 1) * 0.5 * (size - 1) if HOW[0] else ((x + 1) * size - 1) * 0.5
-    return clamp(p, -1099511627776.0, 1099511627776.0)  # 2^40, as good as infinite, and its square is a float
+    return tl.clamp(p, -1099511627776.0, 1099511627776.0, _ALL)  # 2^40 is as good as infinite
 
 
 @triton.jit
@@ -151,8 +160,7 @@ def cells_of(axis, k, HOW: tl.constexpr, A: tl.constexpr):
 
 @triton.jit
 def pixel_below(v, size):
-    v = tl.where(v == v, v, 0.0)
-    return tl.floor(clamp(v, -2.0, size)).to(tl.int32)
+    return tl.floor(tl.clamp(tl.where(v == v, v, 0.0), -2.0, size)).to(tl.int32)
 
 
 @triton.jit
@@ -166,7 +174,7 @@ def pixels_of(begin, end, size, HOW: tl.constexpr):
 
 @triton.jit
 def part_of(begin, end, inverse, s, size, HOW: tl.constexpr):
-    """The share of cells in segment `s`; where its middle is, in the segment and in the cell; what slope there counts."""
+    """The share of cells in segment `s`, the place of its middle there and in the cell, the share that slopes have."""
     left, right = s.to(begin.dtype), (s + 1).to(begin.dtype)
     if HOW[1]:  # beyond an outermost pixel everything has its value
         left = tl.where(s < 0, -float("inf"), left)
@@ -194,7 +202,7 @@ def weights_of(begin, end, inverse, j, size, HOW: tl.constexpr):
 @triton.jit
 def tap_at(taps, n, HOW: tl.constexpr, BACK: tl.constexpr):
     """Index of taps `n`, whether they count, weight, d weight / d begin and / d end."""
-    first, last, u, v, w, size = taps
+    _, last, u, v, w, size = taps
     valid = n <= last
     n = tl.where(valid, n, 0)
     if BACK:
@@ -269,9 +277,9 @@ def axis_of(x, b, count, size, HELD: tl.constexpr, A: tl.constexpr):
     """From coordinates `x`, or from logits of one image if HELD is no 0 but a power of two above their number."""
     if HELD:
         start = x[0] + tl.max(b) * x[1]
-        terms, zero = softmax_terms(start, x[2], count - 1, A, HELD), tl.zeros((HELD,), A)
-        vertices, _ = vertices_at(tl.arange(0, HELD), start, x[2], count - 1, terms, zero, A)
-        return 2 * vertices - 1, 0, count, size
+        terms = softmax_terms(start, x[2], count - 1, A, 1, HELD)
+        vertices, _ = vertices_at(tl.arange(0, HELD)[None, :], start, x[2], count - 1, terms, 0, A)
+        return tl.reshape(2 * vertices - 1, (HELD,)), 0, count, size
     else:
         return x[0] + b * x[1], x[2], count, size
 
@@ -442,11 +450,10 @@ def _view(t: Tensor) -> tuple:
 
 def _tiles(t: Tensor, width: int, many: bool) -> dict:
     """Rows, columns and planes of a tile of `t`, the taps it takes at once from rows of `width`, and options."""
-    taps = 2 if not many else 4 if width < t.shape[3] else 8
     lanes = min(32, triton.next_power_of_2(t.shape[1])) if t.stride(1) == 1 else 1
-    columns = min(64, _LANES // taps // lanes, triton.next_power_of_2(t.shape[3]))
-    rows = min(_LANES // taps // lanes // columns, triton.next_power_of_2(t.shape[2]))
-    tile = (rows, columns, _LANES // taps // rows // columns)
+    columns = min(64, _BLOCK // lanes, triton.next_power_of_2(t.shape[3]))
+    rows = min(_BLOCK // lanes // columns, triton.next_power_of_2(t.shape[2]))
+    tile, taps = (rows, columns, _BLOCK // rows // columns), 2 if not many else 4 if width < t.shape[3] else 8
     # fused multiply-adds would move positions, and so at pixels choose other segments than the definition does
     return {"TILE": tile, "TAPS": taps, "num_warps": _WARPS, "enable_fp_fusion": False}
 
