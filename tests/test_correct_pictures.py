@@ -205,9 +205,12 @@ def test_old_thumbnail_and_damaged_exif_are_left_out(tmp_path):
         b"\x01\x02\x04\0\x01\0\0\0\x2c\0\0\0" + b"\x02\x02\x04\0\x01\0\0\0" + bytes([len(thumbnail), 0, 0, 0])
     )
     save(tmp_path / "thumbnail.jpg", exif=b"Exif\0\0" + tags + b"\0\0\0\0" + thumbnail)
-    save(tmp_path / "damaged.jpg", exif=b"Exif\0\0" + b"XX nothing of use")
+    maker_of_two_numbers = b"II*\0\x08\0\0\0" + b"\x01\0\x0f\x01\x05\0\x01\0\0\0\x05\0\0\0" + b"\0" * 8
+    for suffix in (".jpg", ".png"):
+        save(tmp_path / f"nonsense{suffix}", exif=b"Exif\0\0XX nothing of use")
+        save(tmp_path / f"wrong_kind{suffix}", exif=b"Exif\0\0" + maker_of_two_numbers)
     assert thumbnail in (tmp_path / "thumbnail.jpg").read_bytes()
-    assert run(tmp_path / "thumbnail.jpg", tmp_path / "damaged.jpg", "-o", tmp_path / "out") == 0
+    assert run(*tmp_path.iterdir(), "-o", tmp_path / "out") == 0
     assert thumbnail not in (tmp_path / "out" / "thumbnail.jpg").read_bytes()
 
 

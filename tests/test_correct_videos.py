@@ -207,8 +207,8 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
 def test_names_that_ffmpeg_would_interpret(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     film(tmp_path / "concat:%03d [a].mp4", scene(2))
-    assert run("concat:%03d [a].mp4", "-o", "http:b%d.mp4") == 0
-    assert len(watch(tmp_path / "http:b%d.mp4")) == 2
+    assert run("concat:%03d [a].mp4", "-o", "http:%d/b%d.mp4") == 0
+    assert len(watch(tmp_path / "http:%d/b%d.mp4")) == 2
 
 
 def test_content_counts_and_not_the_name(tmp_path):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -140,12 +139,8 @@ def write_picture(file: IO[bytes], format: str, picture: Picture, *, quality: in
     samples = picture.samples()
     if samples.dtype == np.uint16 and format not in WITH_16_BITS:
         samples = ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    profile = picture.icc_profile
-    if picture.grey and format in (
-        "AVIF",
-        "WEBP",
-    ):  # they have no grey, and a profile of grey is not one of RGB
-        profile = None
+    # WebP and AVIF have no grey, and a profile of grey is not one of RGB.
+    profile = None if picture.grey and format in ("AVIF", "WEBP") else picture.icc_profile
     if format == "TIFF":
         deep.write_tiff(file, samples, exif=picture.exif, icc_profile=profile, dpi=picture.dpi)
     elif samples.dtype == np.uint16:
@@ -239,7 +234,9 @@ def _exif(image: Image.Image) -> tuple[bytes, int]:
             if content:
                 kept[directory] = content
         return kept.tobytes() if len(kept) else b"", exif.get(ExifTags.Base.Orientation, 1)
-    except (SyntaxError, ValueError, TypeError, KeyError, OverflowError, struct.error):
+    except OSError:
+        raise  # of the pixels: some formats have EXIF behind them
+    except Exception:
         return b"", 1  # damaged: no reason to refuse the picture
 
 

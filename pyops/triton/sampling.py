@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .lut3d import divide
 
-_BLOCK, _WARPS = 256, 8
+_BLOCK, _WARPS = 256, 16
 _HELD = 1024  # vertices that a program can hold beside its tile
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 _ALL = tl.constexpr(tl.PropagateNan.ALL)
