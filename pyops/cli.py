@@ -41,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("info", help="show versions, libraries and devices, and check every operator")
     correct.add_arguments(commands.add_parser("correct", help="correct the exposure of pictures and videos"))
-    demo.add_arguments(commands.add_parser("demo", help="correct and grade a photograph, beside stock PyTorch"))
+    demo.add_arguments(
+        commands.add_parser("demo", help="correct and grade a photograph, beside stock PyTorch")
+    )
     commands.add_parser("bench", help="measure speed, in a checkout: the same as python -m bench")
     return parser
 

@@ -15,6 +15,7 @@ from pyops import cli, models
 Image = pytest.importorskip("PIL.Image")
 av = pytest.importorskip("av")
 pytest.importorskip("rich")
+Flags = pytest.importorskip("av.codec.context").Flags
 
 GENERATOR = np.random.default_rng(0)
 
@@ -108,7 +109,7 @@ def film(
     rotation: tuple[float, bool] | None = None,
     aspect: Fraction | None = None,
 ) -> None:
-    """Write a video; `times` in units of `time_base`, `rotation` in degrees and whether mirrored after it."""
+    """Write a video; `times` in units of `time_base`, the last is its end; `rotation` in degrees, mirrored after it."""
     format, codec, sound_codec = SOURCES[path.suffix]
     if not {codec, sound_codec} <= av.codecs_available:
         pytest.skip(f"this FFmpeg has no {codec} or {sound_codec}")
@@ -121,6 +122,7 @@ def film(
         stream.pix_fmt = pix_fmt
         context = stream.codec_context
         context.time_base = time_base
+        context.flags |= Flags.frame_duration
         if codec == "mpeg4":
             context.qscale, context.global_quality = True, 2 * 118
         if matrix is not None:
@@ -135,7 +137,9 @@ def film(
         for index, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame = frame.reformat(format=pix_fmt, dst_colorspace=matrix or 5, dst_color_range=color_range)
-            frame.pts, frame.time_base = index if times is None else times[index], time_base
+            frame.pts, frame.time_base = index, time_base
+            if times is not None:
+                frame.pts, frame.duration = times[index], times[index + 1] - times[index]
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if tone is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from correcting import Image, load, names, run, samples, save
+from correcting import Halving, Image, load, names, run, samples, save
 from PIL import ImageFile
 
 from pyops.io import deep
@@ -60,6 +60,18 @@ def test_inputs_and_results_are_not_overwritten(tmp_path, capsys):
     assert result.read_text() == "something of value"
     assert run(tmp_path / "a.png", "-o", result, "--force") == 0
     assert np.array_equal(load(result), pixels // 2)
+
+
+def test_a_result_that_came_up_meanwhile_is_not_overwritten(tmp_path, capsys):
+    class Slow(Halving):
+        def __call__(self, image, *, lut_weights=None):
+            (tmp_path / "b.png").write_text("something of value")
+            return image
+
+    save(tmp_path / "a.png")
+    assert run(tmp_path / "a.png", "-o", tmp_path / "b.png", model=Slow()) == 1
+    assert "b.png exists" in capsys.readouterr().err
+    assert names(tmp_path) == ["a.png", "b.png"] and (tmp_path / "b.png").read_text() == "something of value"
 
 
 def test_two_results_of_one_name(tmp_path, capsys):

@@ -278,9 +278,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t b = blockIdx.x; b < batch; b += gridDim.x) {
     Softmax<A> softmax[1];
     scan_logits(source, b, softmax, shared);
-    walk_vertices(source[0], b, softmax[0], 0, source[0].count, [&](int k, A vertex) {
-      store_pixel(to.data, type, b * source[0].count + k, vertex);
-    });
+    walk_vertices(source[0], b, softmax[0], 0, source[0].count,
+                  [&](int k, A vertex) { store_pixel(to.data, type, b * source[0].count + k, vertex); });
   }
 }
 

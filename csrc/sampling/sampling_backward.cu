@@ -154,9 +154,14 @@ void run_axes(const Problem& p, const Tensor& grad, const Tensor& image, const T
   const Picture from = picture_of(image), up = picture_of(grad);
   const int width = p.antialias ? 2 : 1;
   const auto finish = [&](const PartialMemory<A>& memory, int64_t x_parts, int64_t y_parts) {
-    const AxisSums<A> sums_x{source_of(x, p.columns, p.x, kind), axes.x, memory.partials.x, memory.x_sums, x_parts,
-                             g.need_x ? g.x.mutable_data_ptr() : nullptr};
-    const AxisSums<A> sums_y{source_of(y, p.rows, p.y, kind), axes.y, memory.partials.y, memory.y_sums, y_parts,
+    const AxisSums<A> sums_x{
+        source_of(x, p.columns, p.x, kind),         axes.x, memory.partials.x, memory.x_sums, x_parts,
+        g.need_x ? g.x.mutable_data_ptr() : nullptr};
+    const AxisSums<A> sums_y{source_of(y, p.rows, p.y, kind),
+                             axes.y,
+                             memory.partials.y,
+                             memory.y_sums,
+                             y_parts,
                              g.need_y ? g.y.mutable_data_ptr() : nullptr};
     launch(name, finish_axes<A>, dim3(blocks_for(p.batch, 1), 2), kFinishThreads, 0, stream, sums_x, sums_y,
            g.x.scalar_type(), g.y.scalar_type(), width, p.batch);
@@ -172,7 +177,8 @@ void run_axes(const Problem& p, const Tensor& grad, const Tensor& image, const T
   } else {
     const PointGrid grid = divide_points(p, points_backward<A>, false);
     const dim3 blocks = blocks_of(grid, p);
-    const int64_t x_parts = int64_t(grid.row_parts) * grid.channel_parts, y_parts = int64_t(blocks.x) * grid.channel_parts;
+    const int64_t x_parts = int64_t(grid.row_parts) * grid.channel_parts,
+                  y_parts = int64_t(blocks.x) * grid.channel_parts;
     const PartialMemory<A> memory(p, grad, x_parts, y_parts, width);
     launch(name, points_backward<A>, blocks, kThreads, 0, stream, axes, from, up, memory.partials, grid, p.batch);
     finish(memory, x_parts, y_parts);
@@ -210,7 +216,8 @@ Result separable_backward(const Tensor& grad, const Tensor& image, const Tensor&
 
 Result adaptive_backward(const Tensor& grad, const Tensor& image, const Tensor& x_logits, const Tensor& y_logits,
                          bool align_corners, bool border, bool antialias, bool need_image, bool need_x, bool need_y) {
-  return backward(grad, image, x_logits, y_logits, align_corners, border, antialias, need_image, need_x, need_y, kLogits);
+  return backward(grad, image, x_logits, y_logits, align_corners, border, antialias, need_image, need_x, need_y,
+                  kLogits);
 }
 
 Tensor interval_vertices_backward(const Tensor& grad, const Tensor& logits) {

@@ -14,11 +14,12 @@
 namespace pyops::sampling {
 namespace {
 
-constexpr int kCellChannels = 4;   // the most a block sums at once
+constexpr int kCellChannels = 4;    // the most a block sums at once
 constexpr int kStripColumns = 512;  // the most columns of the result a block has
 constexpr int kMostPasses = kStripColumns / (kThreads / 32);
 constexpr int kRowsAtOnce = 4;
-constexpr int kCellRows = 64;  // the most rows of the result a block has, and of a cell whose weights are staged at once
+constexpr int kCellRows =
+    64;  // the most rows of the result a block has, and of a cell whose weights are staged at once
 
 // Columns of the image in a tile: 4 KB a line, half where three lines are needed.
 template <class A, bool kSlopes>
@@ -289,14 +290,12 @@ __device__ __forceinline__ void run_row(const Axes& axes, const CellUnit<A>& uni
     const int k = unit.column + p * each + int(threadIdx.x) / grid.lanes;
     const bool active = k < unit.end_column;
     const Cell<A> cell = unit.x.cell(active ? k : unit.column, axes.x);
-    const int64_t at = unit.b * result.at.batch + unit.channel * result.at.channel + row * result.at.row +
-                       k * result.at.column;
+    const int64_t at =
+        unit.b * result.at.batch + unit.channel * result.at.channel + row * result.at.row + k * result.at.column;
     A up[kCellChannels], sum[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int c = 0; c < kCellChannels; ++c)
-      up[c] = kSlopes && active && c < unit.chunk
-                  ? load_float<A>(result, at + c * result.at.channel)
-                  : A(0);
+      up[c] = kSlopes && active && c < unit.chunk ? load_float<A>(result, at + c * result.at.channel) : A(0);
     const int2 span = memory.spans[p];
     int segment = span.x == 0 ? -1 : span.x;
     for (bool more = true; more;) {
@@ -331,8 +330,9 @@ __device__ __forceinline__ void run_row(const Axes& axes, const CellUnit<A>& uni
 
 // `result` is that of the forward operator, or the gradient to it.
 template <class A, bool kSlopes>
-__global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 1 : (kSlopes ? 6 : 8)) cells(const Axes axes, const Picture image, const Picture result,
-                                                  const Partials<A> partials, const CellGrid grid, int64_t batch) {
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 1 : (kSlopes ? 6 : 8))
+    cells(const Axes axes, const Picture image, const Picture result, const Partials<A> partials, const CellGrid grid,
+          int64_t batch) {
   __shared__ CellMemory<A, kSlopes> memory;
   for (int64_t u = blockIdx.y; u < grid.units; u += gridDim.y) {
     __syncthreads();
@@ -357,7 +357,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 1 : (kSlopes ? 6 : 
     if constexpr (kSlopes) {
       __syncthreads();
       for (int i = threadIdx.x; i < 2 * (unit.end_column - unit.column); i += kThreads)
-        partials.x[((unit.part * batch + unit.b) * axes.x.count + unit.column) * 2 + i] = memory.column_sums[i / 2][i % 2];
+        partials.x[((unit.part * batch + unit.b) * axes.x.count + unit.column) * 2 + i] =
+            memory.column_sums[i / 2][i % 2];
     }
   }
 }
@@ -400,8 +401,8 @@ CellGrid divide_cells(const Problem& p, const Picture& image) {
 inline bool reads_words(const Picture& image, const Tensor& t, const CellGrid& grid) {
   const Pixels<void>& at = image.at;
   const size_t word = 4 * t.element_size();
-  const bool aligned = word <= 16 && reinterpret_cast<uintptr_t>(at.data) % word == 0 && at.batch % 4 == 0 &&
-                       at.row % 4 == 0;
+  const bool aligned =
+      word <= 16 && reinterpret_cast<uintptr_t>(at.data) % word == 0 && at.batch % 4 == 0 && at.row % 4 == 0;
   return aligned && (grid.interleaved ? at.column == grid.channels && grid.chunk == grid.channels
                                       : at.column == 1 && at.channel % 4 == 0);
 }

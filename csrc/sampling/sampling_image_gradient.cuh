@@ -53,7 +53,8 @@ __device__ __forceinline__ Slot<A> cell_slot(const Source& source, int64_t b, in
     if (neighbour >= 0 && neighbour < source.count) near[i] = source.position(source.template value<A>(b, neighbour));
   }
   const A* const from = near - (k - 1);
-  const Cell<A> cell = cell_between(cell_bound(from, source.count, k), cell_bound(from, source.count, k + 1), source.axis);
+  const Cell<A> cell =
+      cell_between(cell_bound(from, source.count, k), cell_bound(from, source.count, k + 1), source.axis);
   return {cell.begin, cell.end, 0, k};
 }
 
@@ -142,7 +143,8 @@ constexpr int kElementsEach = 4, kStripElements = kElementsEach * kThreads;
 constexpr int kGradientChannels = 4, kGradientRows = 32;  // the most a block has
 constexpr int kSlotTile = 256;                            // slots of columns whose sums a block keeps at a time
 constexpr int kRowSlots = 64;                             // slots of rows whose weights it keeps at a time
-constexpr int kKept = 2;  // weights made once for all rows (columns) of a block: as many as cells touch when they are wide
+constexpr int kKept =
+    2;  // weights made once for all rows (columns) of a block: as many as cells touch when they are wide
 
 // blockIdx.x has a strip of kStripElements elements of a row: columns, or with `interleaved` columns * chunk. blockIdx.y
 // has one of `units` = batch * row parts * chunks of channels.

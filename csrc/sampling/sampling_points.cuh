@@ -30,7 +30,8 @@ struct PointUnit {
     const int channel_part = int(unit % grid.channel_parts), row_part = int(unit / grid.channel_parts % grid.row_parts);
     b = unit / grid.channel_parts / grid.row_parts;
     first_channel = channel_part * grid.channels_each;
-    end_channel = first_channel + grid.channels_each < grid.channels ? first_channel + grid.channels_each : grid.channels;
+    end_channel =
+        first_channel + grid.channels_each < grid.channels ? first_channel + grid.channels_each : grid.channels;
     part = row_part * grid.channel_parts + channel_part;
     row = row_part * grid.rows_each;
     end_row = axes.y.count - row < grid.rows_each ? axes.y.count : row + grid.rows_each;
@@ -51,7 +52,8 @@ __device__ __forceinline__ void stage_points(const Axes& axes, const PointUnit& 
   __syncthreads();
   stage_positions(axes, unit.b, Window<A>{x, unit.column, unit.end_column}, Window<A>{y, unit.row, unit.end_row});
   __syncthreads();
-  if (unit.column + int(threadIdx.x) < unit.end_column) points.column[threadIdx.x] = point_at(x[threadIdx.x], axes.x.axis);
+  if (unit.column + int(threadIdx.x) < unit.end_column)
+    points.column[threadIdx.x] = point_at(x[threadIdx.x], axes.x.axis);
   if (unit.row + int(threadIdx.x) < unit.end_row) points.row[threadIdx.x] = point_at(y[threadIdx.x], axes.y.axis);
   __syncthreads();
 }
@@ -129,8 +131,9 @@ __device__ __forceinline__ void sample_points(const Points<A>& points, const Poi
         const Point<A>& along = points.column[corners.column[i]];
         const auto& v = corners.value[i];
         const A left = weighted(across, v[0][0], v[1][0]), right = weighted(across, v[0][1], v[1][1]);
-        store_pixel(out, unit.b * out.at.batch + corners.channel[i] * out.at.channel + row * out.at.row +
-                             (unit.column + corners.column[i]) * out.at.column,
+        store_pixel(out,
+                    unit.b * out.at.batch + corners.channel[i] * out.at.channel + row * out.at.row +
+                        (unit.column + corners.column[i]) * out.at.column,
                     weighted(along, left, right));
       }
     }
@@ -192,9 +195,9 @@ __device__ __forceinline__ void point_slopes(const Points<A>& points, const Poin
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads) points_backward(const Axes axes, const Picture image, const Picture grad,
-                                                            const Partials<A> partials, const PointGrid grid,
-                                                            int64_t batch) {
+__global__ void __launch_bounds__(kThreads)
+    points_backward(const Axes axes, const Picture image, const Picture grad, const Partials<A> partials,
+                    const PointGrid grid, int64_t batch) {
   __shared__ Points<A> points;
   __shared__ A sums[kPointRowsAtOnce][kPointColumns];
   const int lane = threadIdx.x % 32;

@@ -39,7 +39,7 @@ def interval_vertices(logits: Tensor) -> Tensor:
 
     Source:
         Yang et al., AdaInt: Learning Adaptive Intervals for 3D Lookup Tables, CVPR 2022, section 3.2; Li et al.,
-        Real-Time Exposure Correction via Collaborative Transformations and Adaptive Sampling, CVPR 2024, section 3.3.
+        Real-Time Exposure Correction via Collaborative Transformations and Adaptive Sampling, CVPR 2024, section 3.4.
     """
     _require_float("logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
@@ -102,7 +102,7 @@ def separable_grid_sample(
 
     Source:
         Jaderberg et al., Spatial Transformer Networks, NeurIPS 2015, section 3.3 (bilinear sampling); Li et al.,
-        CVPR 2024, section 3.3 (separable grids). The mean over a cell is the exact integral of the interpolant.
+        CVPR 2024, section 3.4 (separable grids). The mean over a cell is the exact integral of the interpolant.
     """
     _validate(image, padding_mode, dtype)
     _validate_axis("x", "Kx", x, image, 0)
@@ -149,7 +149,7 @@ def adaptive_grid_sample(
 
     Source:
         Li et al., Real-Time Exposure Correction via Collaborative Transformations and Adaptive Sampling, CVPR 2024,
-        section 3.3.
+        section 3.4.
     """
     _validate(image, padding_mode, dtype)
     for name, count, logits in (("x_logits", "Kx", x_logits), ("y_logits", "Ky", y_logits)):
@@ -187,7 +187,7 @@ def inverse_vertices(vertices: Tensor, size: int, *, align_corners: bool = False
         ``size`` binary searches among K vertices, in PyTorch.
 
     Source:
-        Li et al., CVPR 2024, section 3.3, where the exposure-corrected image is sampled back.
+        Thavamani et al., Learning to Zoom and Unzoom, CVPR 2023 (inverses of warps that are linear piece by piece).
     """
     _require_float("vertices", vertices)
     if vertices.dim() == 0 or vertices.shape[-1] < 2:

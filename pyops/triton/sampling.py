@@ -469,8 +469,8 @@ def separable_grid_sample_backward(
     how = (align_corners, border, antialias)
     if need_image:
         dtype, A = _arithmetic(image, x, y)
-        touches = [_touch(t, n, how, dtype, A) for t, n in ((x, image.shape[3]), (y, image.shape[2]))]
-        _gather(grad, grad_image, *touches, how, A, dict(X=0, Y=0, LEVELS=0, BACK=True))
+        columns, rows = (_touch(t, n, how, dtype, A) for t, n in ((x, image.shape[3]), (y, image.shape[2])))
+        _gather(grad, grad_image, columns, rows, how, A, dict(X=0, Y=0, LEVELS=0, BACK=True))
     if need_x or need_y:
         _coordinate_gradients(grad, image, x, y, how, grads)
     return grad_image, grads[0], grads[1]
