@@ -253,12 +253,36 @@ def _lut3d_samples() -> list[Inputs]:
     return [dict(image=image, lut=lut, interpolation=kind) for kind in ("trilinear", "tetrahedral")]
 
 
+def _modulation_samples() -> list[Inputs]:
+    from pyops import ModulationWeights
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = ModulationWeights.shapes().values()
+    weights = ModulationWeights(*(torch.rand(shape, generator=generator) / 4 for shape in shapes))
+    image, query = (torch.rand(2, c, 40, 50, generator=generator) for c in (3, 8))
+    return [dict(image=image, lut=torch.rand(3, 9, 9, 9), query=query, weights=weights)]
+
+
+def _sampling_samples(logits: int) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 40, 50, generator=generator)
+    names = ("x_logits", "y_logits") if logits else ("x", "y")
+    x, y = (torch.rand(2, count - logits, generator=generator) * 2.2 - 1.1 for count in (12, 9))
+    inputs = {"image": image, names[0]: x, names[1]: y}
+    return [inputs, dict(inputs, padding_mode="border", antialias=True)]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
     "identity_lut": lambda: [dict(size=9)],
     "lut_smoothness": lambda: [dict(lut=torch.rand(3, 5, 5, 5))],
+    "relation_aware_modulation": _modulation_samples,
     "lut_monotonicity": lambda: [dict(lut=torch.rand(3, 5, 5, 5))],
+    "interval_vertices": lambda: [dict(logits=torch.linspace(-2, 2, 22).view(2, 11).sin())],
+    "separable_grid_sample": lambda: _sampling_samples(0),
+    "adaptive_grid_sample": lambda: _sampling_samples(1),
+    "inverse_vertices": lambda: [dict(vertices=torch.linspace(-1, 1, 9).mul(1.57).sin(), size=30)],
 }
 
 
@@ -271,13 +295,19 @@ def self_check() -> list[Check]:
     return [_check(getattr(pyops, op), op, _SAMPLES[op](), device) for device, op in pairs]
 
 
+def _moved(value: Any, device: str) -> Any:
+    if isinstance(value, tuple):
+        return type(value)(*(_moved(v, device) for v in value))
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
 def _check(function: Callable[..., Tensor], op: str, samples: list[Inputs], device: str) -> Check:
     from . import reference
 
     error = 0.0
     try:
         for sample in samples:
-            inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in sample.items()}
+            inputs = {k: _moved(v, device) for k, v in sample.items()}
             if "device" in inspect.signature(function).parameters:
                 inputs["device"] = device
             names = [k for k, v in inputs.items() if isinstance(v, Tensor)]

@@ -45,7 +45,6 @@ def test_frames_times_and_sound(tmp_path, capsys, suffix):
         difference = result.astype(int) - frame // 2
         assert abs(difference).mean() < 3 and abs(difference.mean()) < 2
     before, after = streams(tmp_path / f"a{suffix}"), streams(tmp_path / f"b{suffix}")
-    assert before[1] == TIMES[-1] * TICK or suffix not in (".mp4", ".mov")  # the others do not say how long
     assert after == before
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("1 done, 0 skipped", "videos", "6 frames", "frames/s"))

@@ -98,13 +98,13 @@ __device__ __forceinline__ void feed_forward(const ResultWeights& w, const Owned
   }
 }
 
-// Colours of the owned pixels from R2 in shared memory.
+// Colours of the owned pixels from R2 in shared memory. The bias comes last: it is larger than what it is added to.
 __device__ __forceinline__ void colours(const ResultWeights& w, const Owned& own, const float* planes,
                                         float (&rgb)[kColours][kOwned]) {
 #pragma unroll
   for (int c = 0; c < kColours; ++c)
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) rgb[c][j] = w.out_bias[c];
+    for (int j = 0; j < kOwned; ++j) rgb[c][j] = 0;
 #pragma unroll 1
   for (int i = 0; i < kFeatures; ++i) {
     const float* plane = planes + i * kPlane;
@@ -117,6 +117,10 @@ __device__ __forceinline__ void colours(const ResultWeights& w, const Owned& own
 #pragma unroll
       for (int j = 0; j < kOwned; ++j) around.add(weight + 9 * c, j, rgb[c][j]);
   }
+#pragma unroll
+  for (int c = 0; c < kColours; ++c)
+#pragma unroll
+    for (int j = 0; j < kOwned; ++j) rgb[c][j] += w.out_bias[c];
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -203,7 +203,7 @@ __device__ __forceinline__ void features(const float* graded, const FeatureWeigh
 #pragma unroll
   for (int c = 0; c < kFeatures; ++c)
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) r[c][j] = w.bias[c];
+    for (int j = 0; j < kOwned; ++j) r[c][j] = 0;
 #pragma unroll 1  // a third of the code, which must come from the instruction cache
   for (int i = 0; i < kColours; ++i)
 #pragma unroll
@@ -225,7 +225,7 @@ __device__ __forceinline__ void features(const float* graded, const FeatureWeigh
 #pragma unroll
   for (int c = 0; c < kFeatures; ++c)
 #pragma unroll
-    for (int j = 0; j < kOwned; ++j) r[c][j] = tail_gelu(r[c][j]);
+    for (int j = 0; j < kOwned; ++j) r[c][j] = tail_gelu(r[c][j] + w.bias[c]);
   normalise(r, w.norm);
   own.clear_outside(r);
 }

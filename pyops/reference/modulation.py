@@ -25,7 +25,9 @@ def modulate(graded: Tensor, query: Tensor, weights: Any) -> Tensor:
     w = weights
     features = _norm(F.gelu(F.conv2d(graded, w.conv, w.conv_bias, padding=1)), w.norm1, w.norm1_bias)
     key, value = _depthwise(F.conv2d(features, w.key_value), w.key_value_depthwise).chunk(2, 1)
-    attention = attention_matrix(F.adaptive_avg_pool2d(key, (query.shape[-2], query.shape[-1])), query, w.temperature)
+    attention = attention_matrix(
+        F.adaptive_avg_pool2d(key, (query.shape[-2], query.shape[-1])), query, w.temperature
+    )
     heads = value.unflatten(1, (attention.shape[1], -1)).flatten(3)
     attended = (attention @ heads).view(value.shape)
     features = features + F.conv2d(attended, w.project)

@@ -24,7 +24,6 @@ from .lut3d import divide
 _BLOCK, _WARPS = 256, 16
 _HELD = 1024  # vertices that a program can hold beside its tile
 _LEVELS = {torch.uint8: 255, torch.uint16: 65535}
-_ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 # ---- vertices -------------------------------------------------------------------------------------------
 
@@ -52,7 +51,7 @@ def vertices_at(i, logits, step, length, terms, before, A: tl.constexpr):
     inside = (i > 0) & (i <= length)
     part = tl.exp(tl.load(logits + (i - 1).to(tl.int64) * step, inside, 0).to(A) - greatest)
     part = tl.where(inside, part, 0.0)
-    inner = tl.clamp(divide(before + tl.cumsum(part, 1), total), 0.0, 1.0, _ALL)
+    inner = tl.clamp(divide(before + tl.cumsum(part, 1), total), 0.0, 1.0)
     return taint + tl.where(i == 0, 0.0, tl.where(i == length, 1.0, inner)), before + tl.sum(part, 1)[:, None]
 
 
@@ -140,7 +139,8 @@ def position(axis, k, HOW: tl.constexpr, A: tl.constexpr):
     k = tl.minimum(tl.maximum(k, 0), count - 1)
     x = (tl.load(source + k.to(tl.int64) * step) if source.dtype.is_ptr() else tl.gather(source, k, 0)).to(A)
     p = (x + 1) * 0.5 * (size - 1) if HOW[0] else ((x + 1) * size - 1) * 0.5
-    return tl.clamp(p, -1099511627776.0, 1099511627776.0, _ALL)  # 2^40 is as good as infinite
+    far: tl.constexpr = 1099511627776.0  # 2^40, as good as infinite, with a square that float32 can hold
+    return tl.where(p < -far, -far, tl.where(p > far, far, p))
 
 
 @triton.jit
@@ -155,7 +155,7 @@ def cells_of(axis, k, HOW: tl.constexpr, A: tl.constexpr):
     else:
         if HOW[1]:  # from the outermost pixels on there is no slope
             here = tl.where(here <= 0, -1.0, tl.where(here >= size - 1, size - 1, here))
-        return here, here, tl.full(here.shape, 1, A)
+        return here, here, 1 + 0 * here  # NaN stays
 
 
 @triton.jit
@@ -173,48 +173,50 @@ def pixels_of(begin, end, size, HOW: tl.constexpr):
 
 
 @triton.jit
-def part_of(begin, end, inverse, s, size, HOW: tl.constexpr):
-    """The share of cells in segment `s`, the place of its middle there and in the cell, the share that slopes have."""
-    left, right = s.to(begin.dtype), (s + 1).to(begin.dtype)
+def part_of(begin, end, inverse, s, size, SLOPES: tl.constexpr, HOW: tl.constexpr):
+    """The share of cells in segment `s`, the place of its middle, and with SLOPES its shares of d cell and d end."""
+    left = s.to(begin.dtype)
+    right = left + 1
     if HOW[1]:  # beyond an outermost pixel everything has its value
-        left = tl.where(s < 0, -float("inf"), left)
-        right = tl.where(s >= size - 1, float("inf"), right)
-    low = tl.where(begin < left, left, tl.where(begin > right, right, begin))
-    high = tl.where(end < left, left, tl.where(end > right, right, end))
-    middle, inside = (low + high) * 0.5, ((begin >= left) & (begin < right)).to(begin.dtype)
-    share = tl.where(begin == end, inside, (high - low) * inverse)
-    place, reach, slope = middle - s, tl.where(begin == end, 0.5, (middle - begin) * inverse), share
+        before, after = s < 0, s >= size - 1
+        left, right = tl.where(before, -float("inf"), left), tl.where(after, float("inf"), right)
+    low, high, empty = tl.clamp(begin, left, right), tl.clamp(end, left, right), begin == end
+    middle = (low + high) * 0.5
+    place, inside = middle - s, ((begin >= left) & (begin < right)).to(begin.dtype)
+    share = tl.where(empty, inside, (high - low) * inverse)
     if HOW[1]:
-        place = tl.where(s < 0, 1.0, tl.where(s >= size - 1, 0.0, place))
-        slope = tl.where((s < 0) | (s >= size - 1), 0.0, share)
-    return share, place, reach, slope
+        place = tl.where(before, 1.0, tl.where(after, 0.0, place))
+    slope, by_end = share, share
+    if SLOPES:
+        slope = tl.where(before | after, 0.0, share) if HOW[1] else share
+        by_end = slope * tl.where(empty, 0.5, (middle - begin) * inverse)
+    return share, place, slope, by_end
 
 
 @triton.jit
-def weights_of(begin, end, inverse, j, size, HOW: tl.constexpr):
-    """Of pixels `j` in the means over cells: weight, d weight / d begin, d weight / d end."""
-    share, place, reach, slope = part_of(begin, end, inverse, j - 1, size, HOW)
-    next_share, next_place, next_reach, next_slope = part_of(begin, end, inverse, j, size, HOW)
-    by_begin = slope * (1 - reach) - next_slope * (1 - next_reach)
-    return share * place + next_share * (1 - next_place), by_begin, slope * reach - next_slope * next_reach
-
-
-@triton.jit
-def tap_at(taps, n, HOW: tl.constexpr, BACK: tl.constexpr):
-    """Index of taps `n`, whether they count, weight, d weight / d begin and / d end."""
-    _, last, u, v, w, size = taps
+def tap_at(taps, n, SLOPES: tl.constexpr, BACK: tl.constexpr, HOW: tl.constexpr):
+    """Index of taps `n`, whether they count, weight, and if SLOPES d weight / d begin and d weight / d end."""
+    _, last, begin, end, inverse, size = taps
     valid = n <= last
-    n = tl.where(valid, n, 0)
+    index = tl.where(valid, n, 0)
+    j = index
     if BACK:
-        cell = v + 3 * n
-        weight, by_begin, by_end = weights_of(
-            tl.load(cell), tl.load(cell + 1), tl.load(cell + 2), w, size, HOW
+        order, cell, j = begin, end + 3 * index, inverse
+        index, begin, end, inverse = (
+            tl.load(order + index),
+            tl.load(cell),
+            tl.load(cell + 1),
+            tl.load(cell + 2),
         )
-        n, valid = tl.load(u + n), valid & (weight != 0)
-    else:
-        weight, by_begin, by_end = weights_of(u, v, w, n, size, HOW)
-    weight, by_begin = tl.where(valid, weight, 0.0), tl.where(valid, by_begin, 0.0)
-    return n.to(tl.int64), valid, weight, by_begin, tl.where(valid, by_end, 0.0)
+    share, place, slope, by_end = part_of(begin, end, inverse, j - 1, size, SLOPES, HOW)
+    next_share, next_place, next_slope, next_by_end = part_of(begin, end, inverse, j, size, SLOPES, HOW)
+    weight = tl.where(valid, share * place + next_share * (1 - next_place), 0.0)
+    by_begin, by_end = slope - next_slope - (by_end - next_by_end), by_end - next_by_end
+    if SLOPES:
+        by_begin, by_end = tl.where(valid, by_begin, 0.0), tl.where(valid, by_end, 0.0)
+    if BACK:
+        valid &= weight != 0
+    return index.to(tl.int64), valid, weight, by_begin, by_end
 
 
 @triton.jit
@@ -228,11 +230,11 @@ def weighted_sums(
     columns = (x[0][:, None], x[1][:, None], x[2][:, None], x[3][:, None], x[4][:, None], x[5])
     for t in range(0, tl.max(x[1] - x[0]) + 1, TAPS):
         column, valid, wx, wx_begin, wx_end = tap_at(
-            columns, columns[0] + t + tl.arange(0, TAPS)[None, :], HOW, BACK
+            columns, columns[0] + t + tl.arange(0, TAPS)[None, :], SLOPES, BACK, HOW
         )
         line, sums, sums_begin, sums_end = start[:, None] + column * image[4], zeros, zeros, zeros
         for m in range(tl.max(y[1] - y[0]) + 1):
-            row, exists, wy, wy_begin, wy_end = tap_at(y, y[0] + m, HOW, BACK)
+            row, exists, wy, wy_begin, wy_end = tap_at(y, y[0] + m, SLOPES, BACK, HOW)
             live = valid & (mask & exists)[:, None]
             value = tl.load(line + (row * image[3])[:, None], live, 0).to(A)
             if HOW[2] and not BACK:  # what is not finite spoils all cells that look at it

@@ -69,7 +69,7 @@ WINDOWS = {
     "pieces of a window, and a window of pieces": (64, 8, 2, 3),
     "a window as large as fits": (30, 62, 1, 1),
     "and a little larger": (31, 63, 1, 1),
-    "one for each pixel": (33, 65, 33, 65),
+    "one for each pixel": (31, 63, 31, 63),
     "windows that overlap": (37, 50, 8, 7),
     "more windows than pixels": (5, 6, 9, 20),
     "more than a block takes": (2, 3, 140, 3),
