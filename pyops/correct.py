@@ -134,11 +134,8 @@ class Smoothing:
         pattern = image[:, :, :: steps[0], :: steps[1]].float().mean(1)
         pattern = pattern - pattern.mean()
         pattern = pattern / pattern.norm().clamp(min=1e-6)
-        if (
-            self.weights is not None
-            and self.pattern is not None
-            and bool((pattern * self.pattern).sum() >= CUT)
-        ):
+        same = self.pattern is not None and bool((pattern * self.pattern).sum() >= CUT)
+        if self.weights is not None and same:
             found = self.strength * self.weights + (1 - self.strength) * found
         self.weights, self.pattern = found, pattern
         return found
@@ -231,11 +228,8 @@ def _print_table(tally: Tally, corrector: Corrector) -> None:
     from rich.table import Table
 
     done = tally.pictures + tally.videos
-    device = (
-        f"{torch.get_num_threads()} threads"
-        if corrector.device.type == "cpu"
-        else torch.cuda.get_device_name()
-    )
+    on_cpu = corrector.device.type == "cpu"
+    device = f"{torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name()
     table = Table(title=f"{done} done, {tally.skipped} skipped, {device}")
     for column in ("", "files", "size", "model", "with reading and writing"):
         table.add_column(column, justify="right" if column else "left")

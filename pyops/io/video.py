@@ -70,7 +70,7 @@ def transcode(
     Convention: frames come upright, so the result needs no rotation. Chroma is halved in both directions; odd sizes
     are made even by one more column or row, like the last. The result has the matrix of the source, where none is
     named the customary one, and the limited range. The codec is H.264, or MPEG-4 in AVI and where this FFmpeg cannot
-    encode H.264, or VP9 in WebM. Subtitles are left out.
+    encode H.264, or VP9 in WebM; 8 bits. Subtitles are left out.
 
     Args:
         target: the new file.
@@ -103,9 +103,8 @@ def transcode(
                         sounds = {sound.index: _copy(sink, sound) for sound in source.streams.audio}
                     sink.mux(encoder.encode(frame, pixels))
                     count += 1
-            while (
-                encoder is not None and waiting
-            ):  # a container takes no packet before it knows all of its streams
+            # A container takes no packet before it knows all of its streams.
+            while encoder is not None and waiting:
                 sound = waiting.pop(0)
                 sound.stream = sounds[sound.stream.index]
                 sink.mux(sound)
@@ -137,11 +136,8 @@ class _Encoder:
         context = stream.codec_context
         context.time_base = self.time_base
         context.flags |= Flags.frame_duration
-        if name == "mpeg4":
-            context.qscale, context.global_quality = (
-                True,
-                3 * 118,
-            )  # FFmpeg counts quantisers in units of 1 / 118
+        if name == "mpeg4":  # whose quantiser FFmpeg counts in units of 1 / 118
+            context.qscale, context.global_quality = True, 3 * 118
         aspect = video.sample_aspect_ratio
         if aspect:
             context.sample_aspect_ratio = 1 / aspect if _turns(frame)[0] else aspect
@@ -155,12 +151,9 @@ class _Encoder:
             return self.stream.encode(None)
         if pixels.shape != self.shape:
             raise ValueError(f"frames change their size from {self.shape[:2]} to {pixels.shape[:2]}")
-        height, width = pixels.shape[:2]
-        pixels = (
-            np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
-            if height % 2 or width % 2
-            else pixels
-        )
+        missing = [(0, size % 2) for size in pixels.shape[:2]]
+        if any(missing[0] + missing[1]):
+            pixels = np.pad(pixels, [*missing, (0, 0)], "edge")
         encoded = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         encoded.colorspace = self.matrix  # and not dst_colorspace, which knows fewer
         encoded = encoded.reformat(format="yuv420p", dst_color_range=ColorRange.MPEG, interpolation=_SCALING)
