@@ -33,8 +33,6 @@ FAILED_SANITIZER = 86  # an exit status of its own, apart from pytest's
 TESTS = ("tests/ops", "tests/models")
 SANITIZED = ("test_layouts", "test_forward")
 TURNS_S = 1.0  # for each case: a sample takes milliseconds
-
-
 NOTHING_SELECTED = 5  # pytest's exit status
 GRACE_S = 10.0  # for a command that is out of time to say how far it came
 

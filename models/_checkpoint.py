@@ -24,13 +24,16 @@ def load_checkpoint(
     Raises:
         OSError: there is no such file. ValueError: it is not a checkpoint of this model.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no PyTorch checkpoint of tensors alone: {error}") from error
+    with open(path, "rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+            raise ValueError(f"{path} is no PyTorch checkpoint of tensors alone: {error}") from error
     for key in ("params_ema", "params", "state_dict"):
         content = content.get(key, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise ValueError(f"{path} holds no state dict")
     found = {_translated(name.removeprefix("module."), names): value for name, value in content.items()}
     missing, unknown = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())

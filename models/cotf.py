@@ -75,6 +75,8 @@ class CoTF(nn.Module):
         small = self._small_copy(image)
         if lut_weights is None:
             lut_weights = self._find_lut_weights(image, small)
+        elif lut_weights.shape != (len(image), len(self.luts.basis)):
+            raise ValueError(f"lut_weights must be [B={len(image)}, 3], got shape {list(lut_weights.shape)}")
         lut = self.ops.fuse_luts(lut_weights, self.luts.basis)
         return self.modulation(image, lut, self.context(small), self.ops)
 

@@ -91,6 +91,14 @@ def fold(t: Tensor, dim: int | None, size: int) -> Tensor:
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
+def wants_gradient(t: Tensor) -> bool:
+    """Whether autograd follows the tensor, also from outside of the function transform that has wrapped it."""
+    if not torch.compiler.is_compiling():
+        while torch._C._functorch.is_functorch_wrapped_tensor(t) and not t.requires_grad:
+            t = torch._C._functorch.get_unwrapped(t)
+    return t.requires_grad
+
+
 def values_visible(t: Tensor) -> bool:
     """True where reading values costs no synchronisation and breaks no trace: a plain CPU tensor in eager mode."""
     return (

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,10 +180,36 @@ WRONG = {
 def test_cotf_finds_out_other_work(name):
     """With the weights of a new model half of it could be left out."""
     x, expected = photo()
-    ops = cotf_peers.plain_ops()
+    ops = SimpleNamespace(**vars(cotf_peers.plain_ops()))
     setattr(ops, name, WRONG[name](getattr(ops, name)))
     with torch.inference_mode():
-        assert not matches(PHOTO, PHOTO.task(ops, x)(), expected)
+        assert not matches(PHOTO, PHOTO.model(ops, {**x, "models": {}})(x["image"]), expected)
+
+
+@pytest.mark.parametrize(
+    "case, build",
+    [
+        (PHOTO, cotf_peers.compiled),
+        (replace(SMALL, adaptive=True), sampling_peers.compiled),
+        (replace(SMALL, antialias=True), sampling_peers.dense_compiled),
+        (replace(SMALL, antialias=True, adaptive=True), sampling_peers.dense_compiled),
+        (PICTURE, modulation_peers.compiled),
+    ],
+    ids=lambda value: value.title if isinstance(value, cases.Case) else value.__name__,
+)
+def test_copies_of_the_inputs_share_a_compilation(case, build, monkeypatch):
+    """On a GPU a sweep goes over many: each compiling anew would end in the limit of recompilations, uncompiled."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    sampling_peers._compiled.cache_clear()
+    torch.compiler.reset()
+    first = case.inputs(CPU)
+    with torch.inference_mode():
+        results = []
+        for x in (first, run._clone(first)):
+            with torch._dynamo.config.patch(error_on_recompile=bool(results)):
+                results.append(build(case, x)())
+    assert torch.equal(*results)
+    sampling_peers._compiled.cache_clear()
 
 
 def test_work_is_counted_as_torch_counts_it():

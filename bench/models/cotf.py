@@ -48,30 +48,37 @@ class CoTF(Case):
 
     def inputs(self, device: torch.device, seed: int = 0) -> Inputs:
         image = make.encoded(make.photo(1, *self.shape, seed), self.dtype)
-        return {"image": image.to(device), "state": {k: v.to(device) for k, v in state(seed).items()}}
+        weights = {name: value.to(device) for name, value in state(seed).items()}
+        return {"image": image.to(device), "state": weights, "models": {}}
 
-    def task(self, ops: Any, x: Inputs, kind: Callable[..., Any] | None = None) -> Callable[[], Any]:
-        """The case's work with operators from `ops`."""
-        return partial(self.model(ops, x["state"], x["image"].device, kind), x["image"])
-
-    @staticmethod
     def model(
-        ops: Any, state: dict[str, Tensor], device: torch.device, kind: Callable[..., Any] | None = None
-    ) -> torch.nn.Module:
+        self,
+        ops: Any,
+        x: Inputs,
+        kind: Callable[..., Any] | None = None,
+        finish: Callable[..., Any] | None = None,
+    ) -> Callable[[Tensor], Tensor]:
+        """With operators from `ops`; made once for all copies of an image, since a user compiles but once, too."""
         from pyops import models
 
-        model = (kind or models.CoTF)(ops=ops).to(device)
-        model.load_state_dict(state, assign=True)  # as they are, in whatever layout
-        return model.eval().requires_grad_(False)
+        made, key = x["models"], (id(ops), kind, finish)
+        if key not in made:
+            model = (kind or models.CoTF)(ops=ops).to(x["image"].device)
+            model.load_state_dict(x["state"])
+            model.eval().requires_grad_(False)
+            made[key] = finish(model) if finish else model
+        return made[key]
 
     def ours(self, device: torch.device) -> dict[str, Callable[[Inputs], Contestant]]:
         import pyops
 
-        ours = {"pyops": lambda x: Contestant(self.task(pyops, x))}
-        if (
-            self.latency and device.type == "cuda"
-        ):  # captured on this image: a caller copies the next one into it
-            ours["pyops, CUDA graph"] = lambda x: Contestant(captured(self.task(pyops, x)))
+        def ready(x: Inputs) -> Callable[[], Tensor]:
+            return partial(self.model(pyops, x), x["image"])
+
+        ours = {"pyops": lambda x: Contestant(ready(x))}
+        if self.latency and device.type == "cuda":
+            # Captured on this image: a caller copies the next one into its place.
+            ours["pyops, CUDA graph"] = lambda x: Contestant(captured(ready(x)))
         return ours
 
     def reference(self, inputs: Inputs) -> list[Tensor]:
@@ -89,7 +96,7 @@ class CoTF(Case):
             fuse_luts=reference.fuse_luts,
             relation_aware_modulation=reference.relation_aware_modulation,
         )
-        model = self.model(wide, inputs["state"], image.device).to(dtype)
+        model = self.model(wide, {**inputs, "models": {}}, finish=lambda model: model.to(dtype))
         return [model(image.to(dtype) if image.is_floating_point() else image)]
 
     def tolerances(self) -> list[Tolerance]:

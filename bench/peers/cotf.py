@@ -15,17 +15,18 @@ from ..case import Inputs, Peers
 from ..models.cotf import CoTF
 from ..timing import captured
 from .modulation import encoded, in_channels_last, layers
-from .sampling import adaptive, decoded, grid_sample
+from .sampling import adaptive_grid_sample, decoded, grid_sample
 
 PEERS = Peers()
 
 
+@cache
 def plain_ops() -> SimpleNamespace:
     from pyops import reference
 
     return SimpleNamespace(
         separable_grid_sample=grid_sample,
-        adaptive_grid_sample=partial(adaptive, grid_sample),
+        adaptive_grid_sample=adaptive_grid_sample,
         fuse_luts=reference.fuse_luts,
         relation_aware_modulation=layers,
     )
@@ -47,8 +48,8 @@ def plain_model() -> type:
     return PlainCoTF
 
 
-def plain(case: CoTF, x: Inputs) -> Callable[[], Any]:
-    return case.task(plain_ops(), x, plain_model())
+def plain(case: CoTF, x: Inputs, finish: Callable[..., Any] | None = None) -> Callable[[], Any]:
+    return partial(case.model(plain_ops(), x, plain_model(), finish), x["image"])
 
 
 @PEERS.peer("torch layers", stock=True)
@@ -61,6 +62,12 @@ def graph(case: CoTF, x: Inputs):
     return captured(plain(case, x))
 
 
+def _packed(model: torch.nn.Module) -> torch.nn.Module:
+    for parameter in model.parameters():  # `Module.to` would refuse the tables, which have five axes
+        parameter.data = in_channels_last(parameter.data)
+    return model
+
+
 @PEERS.peer(
     "torch layers, channels_last",
     when=lambda case: case.dtype == torch.float32 and not case.latency,
@@ -68,10 +75,13 @@ def graph(case: CoTF, x: Inputs):
 )
 def channels_last(case: CoTF, x: Inputs):
     """Norms over channels then need no copy; image and weights are put into this layout beforehand."""
-    state = {name: in_channels_last(value) for name, value in x["state"].items()}
-    return plain(case, {"image": in_channels_last(x["image"]), "state": state})
+    return plain(case, {**x, "image": in_channels_last(x["image"])}, _packed)
+
+
+def _compiled(model: torch.nn.Module) -> Callable[..., Any]:
+    return torch.compile(model, dynamic=False)
 
 
 @PEERS.peer("torch.compile layers", when=lambda case: case.headline or case.latency, slow_start=True)
 def compiled(case: CoTF, x: Inputs):
-    return torch.compile(plain(case, x), dynamic=False)
+    return plain(case, x, _compiled)

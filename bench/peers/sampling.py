@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -46,15 +46,21 @@ def decoded(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return image.to(dtype) / levels if levels else image.to(dtype)
 
 
-def adaptive(sample: Callable[..., Tensor], image: Tensor, x: Tensor, y: Tensor, **how: Any) -> Tensor:
-    """Logits instead of coordinates, as in the code of the paper: softmax, cumulative sum with a leading 0."""
-    first = x.new_zeros(len(x), 1)
-    x, y = (torch.cat([first, logits.softmax(1).cumsum(1)], 1) * 2 - 1 for logits in (x, y))
-    return sample(image, x, y, **how)
+def vertices(logits: Tensor) -> Tensor:
+    """As in the code of the paper: softmax, cumulative sum with a leading 0."""
+    first = logits.new_zeros(len(logits), 1)
+    return torch.cat([first, logits.softmax(1).cumsum(1)], 1) * 2 - 1
+
+
+def adaptive_grid_sample(image: Tensor, x: Tensor, y: Tensor, **how: Any) -> Tensor:
+    return grid_sample(image, vertices(x), vertices(y), **how)
 
 
 def _task(case: Sampling, sample: Callable[..., Tensor], x: Inputs) -> Callable[[], Any]:
-    return case.task(partial(adaptive, sample) if case.adaptive else sample, x)
+    def adaptive(image: Tensor, x: Tensor, y: Tensor, **how: Any) -> Tensor:
+        return sample(image, vertices(x), vertices(y), **how)
+
+    return case.task(adaptive if case.adaptive else sample, x)
 
 
 def _points(case: Sampling) -> bool:
@@ -63,12 +69,13 @@ def _points(case: Sampling) -> bool:
 
 @PEERS.peer("torch grid_sample", when=_points, stock=True)
 def stock(case: Sampling, x: Inputs):
-    return _task(case, grid_sample, x)
+    return case.task(adaptive_grid_sample if case.adaptive else grid_sample, x)
 
 
-def _compiled(case: Sampling, sample: Callable[..., Tensor], x: Inputs):
-    function = partial(adaptive, sample) if case.adaptive else sample
-    return case.task(torch.compile(function, dynamic=False), x)
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Once, or every copy of the inputs would compile anew."""
+    return torch.compile(function, dynamic=False)
 
 
 @PEERS.peer(
@@ -78,7 +85,7 @@ def _compiled(case: Sampling, sample: Callable[..., Tensor], x: Inputs):
     cpu_headlines_only=True,
 )
 def compiled(case: Sampling, x: Inputs):
-    return _compiled(case, grid_sample, x)
+    return case.task(_compiled(adaptive_grid_sample if case.adaptive else grid_sample), x)
 
 
 @PEERS.peer(
@@ -222,18 +229,22 @@ def dense(
     return (rows @ decoded(image) @ columns.mT).to(dtype or image.dtype)
 
 
+def adaptive_dense(image: Tensor, x: Tensor, y: Tensor, **how: Any) -> Tensor:
+    return dense(image, vertices(x), vertices(y), **how)
+
+
 def _cells(case: Sampling) -> bool:
     return case.antialias
 
 
 @PEERS.peer("torch dense matrices", when=_cells, stock=True)
 def dense_matrices(case: Sampling, x: Inputs):
-    return _task(case, dense, x)
+    return case.task(adaptive_dense if case.adaptive else dense, x)
 
 
 @PEERS.peer("torch.compile dense matrices", when=_cells, slow_start=True, cpu_headlines_only=True)
 def dense_compiled(case: Sampling, x: Inputs):
-    return _compiled(case, dense, x)
+    return case.task(_compiled(adaptive_dense if case.adaptive else dense), x)
 
 
 @PEERS.peer(

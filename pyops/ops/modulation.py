@@ -119,7 +119,7 @@ def _layer_by_layer(image: Tensor, lut: Tensor, query: Tensor, weights: Modulati
     tensors = (image, lut, query, *weights)
     if any(t.dtype == torch.float64 for t in tensors) or (image.is_cuda and not _native.cuda_loaded):
         return True
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any(_op.wants_gradient(t) for t in tensors)
 
 
 def _layers(image: Tensor, lut: Tensor, query: Tensor, weights: ModulationWeights) -> Tensor:
@@ -131,9 +131,9 @@ def _layers(image: Tensor, lut: Tensor, query: Tensor, weights: ModulationWeight
 
 
 def _validate(image: Tensor, lut: Tensor, query: Tensor, weights: ModulationWeights) -> None:
-    _validate_table(image, lut, None, "trilinear")
-    if image.dim() != 4 or 0 in image.shape[2:]:
+    if isinstance(image, Tensor) and (image.dim() != 4 or 0 in image.shape[2:]):
         raise ValueError(f"image must be [B, 3, H, W] with H and W at least 1, got shape {list(image.shape)}")
+    _validate_table(image, lut, None, "trilinear")
     _require_float("query", query)
     if query.dim() != 4 or query.shape[:2] != (image.shape[0], 8) or 0 in query.shape[2:]:
         raise ValueError(

@@ -464,6 +464,7 @@ def separable_grid_sample_backward(
     grad: Tensor, image: Tensor, x: Tensor, y: Tensor, align_corners: bool, border: bool, antialias: bool,
     need_image: bool, need_x: bool, need_y: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x, y = x.contiguous(), y.contiguous()
     grad_image = _empty(image, image.shape, image.dtype) if need_image else image.new_empty(0)
     grads = [t.new_zeros(t.shape if need else 0) for t, need in ((x, need_x), (y, need_y))]
     if grad.numel() == 0:
