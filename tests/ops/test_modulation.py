@@ -107,8 +107,8 @@ def case(name, per_image):
             *((1, 1, 300, 3, 1, 4), (1, 270, 1, 3, 300, 1), (0, 4, 5, 3, 2, 2)),
         ),
         small=(
-            (2, 9, 11, 4, 3, 4),
-            (1, 13, 20, 3, 3, 4),
+            (2, 9, 11, 4, 6, 7),
+            (4, 13, 20, 5, 6, 7),
         ),  # torch.compile takes the size of a pooled map for a constant
         tiny=(1, 2, 3, 3, 2, 2),
         near_discontinuity=near_discontinuity,
