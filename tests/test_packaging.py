@@ -26,7 +26,7 @@ def run(*command, cwd, **env):
 def wheel(tmp_path_factory) -> Path:
     """Built from a copy, so that nothing of an editable install helps."""
     folder = tmp_path_factory.mktemp("wheel")
-    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.so", "*.egg-info", "__pycache__", "demo")
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.so", "*.egg-info", "__pycache__")
     source = shutil.copytree(ROOT, folder / "source", ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
     result = run(*command, "-w", str(folder), str(source), cwd=folder)
