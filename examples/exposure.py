@@ -19,7 +19,7 @@ GAMMA = 2.2  # of the photographs
 
 # Photographs inside installed packages, all free to use; no part of those held out is seen in training.
 TRAINING = {
-    "skimage": ["astronaut.png", "chelsea.png", "rocket.jpg"],
+    "skimage": ["astronaut.png", "chelsea.png", "rocket.jpg", "camera.png", "brick.png", "grass.png"],
     "sklearn": ["china.jpg"],
     "matplotlib": ["grace_hopper.jpg"],
 }
@@ -124,7 +124,8 @@ class Scenes:
         h, w = min(height, int(side * aspect)), min(width, int(side / aspect))
         top, left = rng.randint(0, height - h), rng.randint(0, width - w)
         part = photo[:, top : top + h, left : left + w]
-        part = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
+        # Half of them of single pixels, as the small copies of a large photograph are.
+        part = F.interpolate(part[None], (size, size), mode="bilinear", antialias=rng.random() < 0.5)[0]
         part = part.flip(-1) if rng.random() < 0.5 else part
         return torch.rot90(part, rng.choice([0, 0, 1, 2, 3]), (1, 2))
 

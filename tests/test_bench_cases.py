@@ -203,9 +203,10 @@ def test_copies_of_the_inputs_share_a_compilation(case, build, monkeypatch):
     sampling_peers._compiled.cache_clear()
     torch.compiler.reset()
     first = case.inputs(CPU)
+    copies = [first, run._clone(first)]
     with torch.inference_mode():
         results = []
-        for x in (first, run._clone(first)):
+        for x in copies:
             with torch._dynamo.config.patch(error_on_recompile=bool(results)):
                 results.append(build(case, x)())
     assert torch.equal(*results)
