@@ -35,18 +35,31 @@ PYOPS_HD void store(T* p, V v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-// A shuffle is one broadcast to the compiler; a list of eight elements would become eight insertions.
+// A shuffle of a whole vector is one broadcast to GCC; a list of eight elements, and a scalar operand too, would be
+// eight insertions, hence `splat` wherever a scalar that is no constant meets a vector.
 PYOPS_HD f32x8 splat(float x) {
-  const f32x4 v = {x};
+  const f32x8 v = {x};
   return __builtin_shufflevector(v, v, 0, 0, 0, 0, 0, 0, 0, 0);
 }
+PYOPS_HD f64x4 splat(double x) {
+  const f64x4 v = {x};
+  return __builtin_shufflevector(v, v, 0, 0, 0, 0);
+}
 PYOPS_HD i32x8 splat(int32_t x) {
-  const i32x4 v = {x};
+  const i32x8 v = {x};
   return __builtin_shufflevector(v, v, 0, 0, 0, 0, 0, 0, 0, 0);
 }
 
 PYOPS_HD f32x8 select(i32x8 mask, f32x8 a, f32x8 b) { return mask ? a : b; }
 PYOPS_HD i32x8 select(i32x8 mask, i32x8 a, i32x8 b) { return mask ? a : b; }
+
+PYOPS_HD f32x8 abs(f32x8 v) { return (f32x8)((i32x8)v & 0x7fffffff); }
+
+// The lesser of `size`, which has no sign, and `bound`; `bound` for NaN. Such floats sort like their bits.
+PYOPS_HD f32x8 least_size(f32x8 size, float bound) {
+  const i32x8 bits = (i32x8)size, most = (i32x8)splat(bound);
+  return (f32x8)select(bits < most, bits, most);
+}
 
 PYOPS_HD i32x8 truncate(f32x8 v) { return __builtin_convertvector(v, i32x8); }
 PYOPS_HD f32x8 to_float(i32x8 v) { return __builtin_convertvector(v, f32x8); }

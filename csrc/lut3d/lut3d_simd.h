@@ -142,10 +142,10 @@ struct Edges {
     const f32x8 e00 = load<f32x8>(cell), e10 = load<f32x8>(cell + row);
     const f32x8 e01 = load<f32x8>(cell + plane), e11 = load<f32x8>(cell + plane + row);
     const f32x8 d0 = e10 - e00, d1 = e11 - e01;
-    const f32x8 low = e00 + d0 * g, high = e01 + d1 * g;
+    const f32x8 low = e00 + d0 * splat(g), high = e01 + d1 * splat(g);
     db = high - low;
-    dg = d0 + (d1 - d0) * b;
-    value = low + db * b;
+    dg = d0 + (d1 - d0) * splat(b);
+    value = low + db * splat(b);
   }
 };
 
@@ -248,7 +248,7 @@ PYOPS_HD void backward(const Lattice<float>& lattice, const float* const (&in)[3
       if (sums.lut)
         for (int j = 0; j < 8; ++j) {
           const f64x4 up = upstream(grad, i + j);
-          for (int k = 0; k < 4; ++k) add(sums.lut + at[k][j] / 4, up * double(weight[k][j]));
+          for (int k = 0; k < 4; ++k) add(sums.lut + at[k][j] / 4, up * splat(double(weight[k][j])));
         }
     } else {
       alignas(32) uint32_t at[8];
@@ -265,8 +265,8 @@ PYOPS_HD void backward(const Lattice<float>& lattice, const float* const (&in)[3
       if (sums.lut)
         for (int j = 0; j < 8; ++j) {
           double* cell = sums.lut + at[j] / 4;
-          const f64x4 up = upstream(grad, i + j), up_b = up * double(fb[j]), up_0 = up - up_b;
-          const double wr = fr[j], wg = fg[j];
+          const f64x4 up = upstream(grad, i + j), up_b = up * splat(double(fb[j])), up_0 = up - up_b;
+          const f64x4 wr = splat(double(fr[j])), wg = splat(double(fg[j]));
           const f64x4 edges[4] = {up_0 - up_0 * wg, up_0 * wg, up_b - up_b * wg, up_b * wg};
           double* const ends[4] = {cell, cell + row, cell + plane, cell + plane + row};
           for (int e = 0; e < 4; ++e) {

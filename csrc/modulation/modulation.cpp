@@ -14,7 +14,7 @@ namespace {
 using torch::stable::parallel_for;
 using Colours = float* const (&)[kColours];
 
-constexpr int64_t kBandRows = 128;  // rows a task: many enough that the rows computed twice, 8 at most, matter little
+constexpr int64_t kBandRows = 128;  // rows a task at least: of the 8 rows computed twice, little shows
 
 // ---- what the tasks of a call share ----------------------------------------------------------------------------------
 
@@ -421,13 +421,15 @@ void run(const Call& call, const Tensor& query) {
     }
   });
 
-  const int64_t across = ceil_div<int64_t>(p.width, kSpan - 2 * kPad), down = ceil_div(p.height, kBandRows);
-  const int64_t tile_width = ceil_div(ceil_div(p.width, across), int64_t(8)) * 8;
+  const int64_t across = ceil_div<int64_t>(p.width, kSpan - 2 * kPad);
+  const int64_t wanted = ceil_div<int64_t>(8 * torch::stable::get_num_threads(), p.batch * across);
+  const int64_t rows = std::max(kBandRows, ceil_div(p.height, wanted)), down = ceil_div(p.height, rows);
+  const int64_t tile_width = ceil_div(ceil_div(p.width, across), int64_t(16)) * 16;
   for_each_task(query, p.batch * down * across, kTileScratch, [&](int64_t task, float* scratch) {
-    const int64_t b = task / (down * across), top = task / across % down * kBandRows, left = task % across * tile_width;
+    const int64_t b = task / (down * across), top = task / across % down * rows, left = task % across * tile_width;
     if (left >= p.width) return;
     const int n = int(ceil_div(std::min(tile_width, p.width - left) + 2 * kPad, int64_t(16)) * 16);
-    tile(call, mixing.const_data_ptr<float>() + b * kFeatures * kFeatures, b, top, std::min(top + kBandRows, p.height),
+    tile(call, mixing.const_data_ptr<float>() + b * kFeatures * kFeatures, b, top, std::min(top + rows, p.height),
          {left - kPad, p.width, n}, scratch);
   });
 }
