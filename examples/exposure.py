@@ -96,9 +96,10 @@ class Scenes:
     def pair(self, size: int) -> tuple[Tensor, Tensor]:
         photo, rng = self.photo(size), self.rng
         kind = rng.random()
-        if kind < 0.25:  # nothing to correct
+        # Most need no correction: a dark scene looks like an underexposed one, and in doubt it is to stay as it is.
+        if kind < 0.35:
             return expose(photo, 0, Camera(), noise=rng.uniform(0, 0.01), generator=self.generator), photo
-        ev = 0.0 if kind < 0.5 else rng.choice((-1, 1)) * rng.uniform(0.3, 2.2)
+        ev = 0.0 if kind < 0.7 else rng.choice((-1, 1)) * rng.uniform(0.5, 2.2)
         return expose(
             photo, ev, Camera.drawn(rng), noise=rng.uniform(0, 0.02), generator=self.generator
         ), photo

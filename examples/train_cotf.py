@@ -89,7 +89,7 @@ def loss_of(model: CoTF, exposures: Tensor, photos: Tensor, criterion: CoTFLoss)
     error = (output - photos).square().mean((1, 2, 3)).log().mean()
     table = F.l1_loss(pyops.lut3d(exposures, lut), photos)
     regular = 0.05 * pyops.lut_smoothness(lut) + pyops.lut_monotonicity(lut)
-    return criterion(output, photos) + 0.02 * error + 0.3 * table + regular, output
+    return criterion(output, photos) + 0.04 * error + 0.3 * table + regular, output
 
 
 def psnr(x: Tensor, y: Tensor) -> float:

@@ -48,7 +48,8 @@ class CoTF(nn.Module):
         self.ops = ops
         self.sampler = AdaptiveSampler()
         self.luts = AdaptiveLUT()
-        self.context = ContextBranch().to(memory_format=torch.channels_last)  # faster on a CPU
+        self.context = ContextBranch()
+        self.context.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
         self.modulation = RelationAwareModulation()
 
     @classmethod
@@ -164,7 +165,7 @@ class ContextBranch(nn.Module):
         super().__init__()
         self.project = nn.Conv2d(3, 8, 1, bias=False)
         self.enc = ExposureNormalisation(8)
-        self.encoder = nn.ModuleList(_encoder_stage(d) for d in (8, 16))
+        self.encoder = nn.ModuleList(_separable_conv(d, 2 * d, 2 * d, stride=2) for d in (8, 16))
         self.decoder = nn.ModuleList(_decoder_stage(d) for d in (32, 16))
         self.auxiliary = nn.Conv2d(8, 3, 3, padding=1)
 
@@ -201,11 +202,6 @@ class ExposureNormalisation(nn.Module):
         a, b = self.mix(x).chunk(2, 1)
         x = torch.cat([self.normalised(self.norm(a)), self.plain(b)], 1)
         return x * self.gate(x)
-
-
-def _encoder_stage(d: int) -> nn.Sequential:
-    """From d channels to 2d at half the size."""
-    return _separable_conv(d, 2 * d, 2 * d, stride=2)
 
 
 def _decoder_stage(d: int) -> nn.Sequential:

@@ -155,7 +155,9 @@ PYOPS_HD Segment<A> segment_of(const Cell<A>& cell, int j, const Axis& axis) {
   const A high = cell.end > right && !leads_out ? right : cell.end;
   if (low >= high) return {A(0), A(0), A(0.5)};
   const A middle = (low + high) / A(2);
-  return {(high - low) / width, leads_in ? A(1) : (leads_out ? A(0) : middle - left), (middle - cell.begin) / width};
+  // Differences to the bounds are exact, while the middle of a narrow cell may round to one of them.
+  const A reach = ((low - cell.begin) + (high - cell.begin)) / A(2);
+  return {(high - low) / width, leads_in ? A(1) : (leads_out ? A(0) : middle - left), reach / width};
 }
 
 // Of pixel i, `first` <= i <= `last`. Whoever walks a whole cell adds up segments instead, each once.

@@ -181,15 +181,15 @@ def part_of(begin, end, inverse, s, size, SLOPES: tl.constexpr, HOW: tl.constexp
         before, after = s < 0, s >= size - 1
         left, right = tl.where(before, -float("inf"), left), tl.where(after, float("inf"), right)
     low, high, empty = tl.clamp(begin, left, right), tl.clamp(end, left, right), begin == end
-    middle = (low + high) * 0.5
-    place, inside = middle - s, ((begin >= left) & (begin < right)).to(begin.dtype)
+    place, inside = (low + high) * 0.5 - s, ((begin >= left) & (begin < right)).to(begin.dtype)
     share = tl.where(empty, inside, (high - low) * inverse)
     if HOW[1]:
         place = tl.where(before, 1.0, tl.where(after, 0.0, place))
     slope, by_end = share, share
     if SLOPES:
         slope = tl.where(before | after, 0.0, share) if HOW[1] else share
-        by_end = slope * tl.where(empty, 0.5, (middle - begin) * inverse)
+        # Differences to the bounds are exact, while the middle of a narrow cell may round to one of them.
+        by_end = slope * tl.where(empty, 0.5, ((low - begin) + (high - begin)) * 0.5 * inverse)
     return share, place, slope, by_end
 
 

@@ -74,14 +74,13 @@ def test_wrong_exposure_is_corrected(exposure, model, photo, ev):
     assert gain(exposure, model, photo, ev) >= 4
 
 
-@pytest.mark.xfail(strict=True, reason="an hour on a CPU does not teach to leave alone: see models/cotf.md")
 def test_right_exposure_is_left_alone(exposure, model, photo):
     assert gain(exposure, model, photo, 0) >= -0.5
 
 
 def test_right_exposure_is_not_spoilt(model, photo):
     with torch.inference_mode():
-        assert psnr(model(photo[None]).clamp(0, 1)[0], photo) >= 28
+        assert psnr(model(photo[None]).clamp(0, 1)[0], photo) >= 32
 
 
 def test_integer_photographs(model, photo):
