@@ -2,6 +2,7 @@
 
 from . import reference
 from ._native import __version__, build_info
+from .ops.groupwise import groupwise_correlation
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .ops.modulation import ModulationWeights, relation_aware_modulation
 from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
@@ -12,6 +13,7 @@ __all__ = [
     "adaptive_grid_sample",
     "build_info",
     "fuse_luts",
+    "groupwise_correlation",
     "identity_lut",
     "interval_vertices",
     "inverse_vertices",

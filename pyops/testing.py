@@ -273,12 +273,20 @@ def _sampling_samples(logits: int) -> list[Inputs]:
     return [inputs, dict(inputs, padding_mode="border", antialias=True)]
 
 
+def _groupwise_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 2, 12, 9, 40, generator=generator).unbind()
+    inputs = dict(left=left, right=right, max_disparity=18, groups=3)
+    return [inputs, dict(inputs, normalize=True)]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
     "identity_lut": lambda: [dict(size=9)],
     "lut_smoothness": lambda: [dict(lut=torch.rand(3, 5, 5, 5))],
     "relation_aware_modulation": _modulation_samples,
+    "groupwise_correlation": _groupwise_samples,
     "lut_monotonicity": lambda: [dict(lut=torch.rand(3, 5, 5, 5))],
     "interval_vertices": lambda: [dict(logits=torch.linspace(-2, 2, 22).view(2, 11).sin())],
     "separable_grid_sample": lambda: _sampling_samples(0),

@@ -3,6 +3,7 @@
 Same names and signatures as :mod:`pyops`, so a model built with ``ops=pyops.reference`` is the plain definition.
 """
 
+from .groupwise import groupwise_correlation
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .modulation import relation_aware_modulation
 from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
@@ -10,6 +11,7 @@ from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices,
 __all__ = [
     "adaptive_grid_sample",
     "fuse_luts",
+    "groupwise_correlation",
     "identity_lut",
     "interval_vertices",
     "inverse_vertices",
