@@ -12,42 +12,42 @@ namespace {
 using torch::stable::parallel_for;
 
 constexpr int64_t kGrain = 1 << 17;  // multiplications worth a thread
-constexpr int64_t kSlab = 1 << 15;   // gradients of a row that are unpacked at a time, where eight disparities are fewer
+constexpr int64_t kSlab = 1 << 15;  // gradients of a row that are unpacked at a time, where eight disparities are fewer
 
 // ---- what is compiled for every instruction set ------------------------------------------------------------------------
 
-#define PYOPS_ROWS(A)                                                                                                 \
-  PYOPS_MULTIVERSION void correlate_row(const A* left, const A* right, int64_t stride, int64_t channels, A scale,     \
-                                        int64_t width, int64_t disparities, A* to, int64_t to_stride) {               \
-    rows::correlate_row<A>(left, right, stride, channels, scale, width, disparities, to, to_stride);                  \
-  }                                                                                                                   \
-  PYOPS_MULTIVERSION void gather_row(const A* grad, int64_t grad_step, const A* other, int64_t other_step,            \
-                                     int64_t disparities, int64_t channels, int64_t width, A* to, int64_t stride) {   \
-    rows::gather_row<A>(grad, grad_step, other, other_step, disparities, channels, width, to, stride);                \
-  }                                                                                                                   \
-  PYOPS_MULTIVERSION void normalize_rows(A* features, int64_t stride, int64_t channels, int64_t width, A* inverse) {  \
-    rows::normalize_rows<A>(features, stride, channels, width, inverse);                                              \
-  }                                                                                                                   \
-  PYOPS_MULTIVERSION void project_rows(A* grad, const A* features, int64_t stride, int64_t channels, int64_t width,   \
-                                       const A* inverse, A* along) {                                                  \
-    rows::project_rows<A>(grad, features, stride, channels, width, inverse, along);                                   \
+#define PYOPS_ROWS(A)                                                                                                \
+  PYOPS_MULTIVERSION void correlate_row(const A* left, const A* right, int64_t stride, int64_t channels, A scale,    \
+                                        int64_t width, int64_t disparities, A* to, int64_t to_stride) {              \
+    rows::correlate_row<A>(left, right, stride, channels, scale, width, disparities, to, to_stride);                 \
+  }                                                                                                                  \
+  PYOPS_MULTIVERSION void gather_row(const A* grad, int64_t grad_step, const A* other, int64_t other_step,           \
+                                     int64_t disparities, int64_t channels, int64_t width, A* to, int64_t stride) {  \
+    rows::gather_row<A>(grad, grad_step, other, other_step, disparities, channels, width, to, stride);               \
+  }                                                                                                                  \
+  PYOPS_MULTIVERSION void normalize_rows(A* features, int64_t stride, int64_t channels, int64_t width, A* inverse) { \
+    rows::normalize_rows<A>(features, stride, channels, width, inverse);                                             \
+  }                                                                                                                  \
+  PYOPS_MULTIVERSION void project_rows(A* grad, const A* features, int64_t stride, int64_t channels, int64_t width,  \
+                                       const A* inverse, A* along) {                                                 \
+    rows::project_rows<A>(grad, features, stride, channels, width, inverse, along);                                  \
   }
 PYOPS_ROWS(float)
 PYOPS_ROWS(double)
 #undef PYOPS_ROWS
 
-#define PYOPS_ROW_IO(T, A)                                                                        \
-  PYOPS_MULTIVERSION void load_row(const T* from, int64_t step, int64_t n, A* to) {               \
-    if (step == 1)                                                                                \
-      for (int64_t i = 0; i < n; ++i) to[i] = decode<T, A>(from[i]);                              \
-    else                                                                                          \
-      for (int64_t i = 0; i < n; ++i) to[i] = decode<T, A>(from[i * step]);                       \
-  }                                                                                               \
-  PYOPS_MULTIVERSION void store_row(const A* from, A scale, int64_t step, int64_t n, T* to) {     \
-    if (step == 1)                                                                                \
-      for (int64_t i = 0; i < n; ++i) to[i] = encode<T, A>(from[i] * scale);                      \
-    else                                                                                          \
-      for (int64_t i = 0; i < n; ++i) to[i * step] = encode<T, A>(from[i] * scale);               \
+#define PYOPS_ROW_IO(T, A)                                                                    \
+  PYOPS_MULTIVERSION void load_row(const T* from, int64_t step, int64_t n, A* to) {           \
+    if (step == 1)                                                                            \
+      for (int64_t i = 0; i < n; ++i) to[i] = decode<T, A>(from[i]);                          \
+    else                                                                                      \
+      for (int64_t i = 0; i < n; ++i) to[i] = decode<T, A>(from[i * step]);                   \
+  }                                                                                           \
+  PYOPS_MULTIVERSION void store_row(const A* from, A scale, int64_t step, int64_t n, T* to) { \
+    if (step == 1)                                                                            \
+      for (int64_t i = 0; i < n; ++i) to[i] = encode<T, A>(from[i] * scale);                  \
+    else                                                                                      \
+      for (int64_t i = 0; i < n; ++i) to[i * step] = encode<T, A>(from[i] * scale);           \
   }
 PYOPS_ROW_IO(float, float)
 PYOPS_ROW_IO(Half, float)
@@ -84,8 +84,8 @@ struct Features {
   A *left, *right;
 
   explicit Features(const Problem& p)
-      : margin(ceil_div(p.disparities, rows::kLanes<A>)*rows::kLanes<A>),
-        stride(margin + ceil_div(p.width + p.disparities + rows::kLanes<A>, rows::kLanes<A>)*rows::kLanes<A>),
+      : margin(ceil_div(p.disparities, rows::kLanes<A>) * rows::kLanes<A>),
+        stride(margin + ceil_div(p.width + p.disparities + rows::kLanes<A>, rows::kLanes<A>) * rows::kLanes<A>),
         memory(2 * p.each() * stride),
         inverse(2 * p.width),
         left(memory.data() + margin),

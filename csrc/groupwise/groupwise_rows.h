@@ -108,8 +108,8 @@ PYOPS_HD void gather_row(const A* grad, int64_t grad_step, const A* other, int64
   for (int64_t x = 0; x < width; x += kLanes<A>) {
     int64_t c = 0;
     const auto take = [&](auto count) {
-      gather_part<count.value>(grad + x, grad_step, other + c * stride + x, other_step, disparities, to + c * stride + x,
-                               stride);
+      gather_part<count.value>(grad + x, grad_step, other + c * stride + x, other_step, disparities,
+                               to + c * stride + x, stride);
       c += count.value;
     };
     while (channels - c >= 8 && channels - c != 12) take(std::integral_constant<int, 8>());
