@@ -17,9 +17,11 @@ sys.path.append(str(ROOT))  # bench is not installed; last, so that an installed
 from bench import case as cases  # noqa: E402
 from bench import inputs, run  # noqa: E402
 from bench.models.cotf import SMALL_FLOPS, WEIGHT_BYTES, CoTF  # noqa: E402
+from bench.ops.groupwise import Groupwise  # noqa: E402
 from bench.ops.modulation import MULTIPLY_ADDS, Modulation  # noqa: E402
 from bench.ops.sampling import Sampling  # noqa: E402
 from bench.peers import cotf as cotf_peers  # noqa: E402
+from bench.peers import groupwise as groupwise_peers  # noqa: E402
 from bench.peers import modulation as modulation_peers  # noqa: E402
 from bench.peers import sampling as sampling_peers  # noqa: E402
 
@@ -98,6 +100,41 @@ def test_sampling_finds_out_other_work(changes):
         for i in range(3):
             wrong = [g * 1.01 if i == j else g for j, g in enumerate(grads)]
             assert not matches(case, [out, *wrong], expected)
+
+
+VOLUME = Groupwise(shape=(5, 23), channels=12, disparities=9, groups=3)
+VOLUMES = [
+    {},
+    {"backward": True},
+    {"normalize": True},
+    {"normalize": True, "backward": True},
+    {"dtype": torch.bfloat16},
+    {"channels_last": True, "batch": 2, "backward": True},
+    {"shape": (1, 1), "disparities": 1, "overhead": True},
+]
+
+
+@pytest.mark.parametrize("changes", VOLUMES, ids=lambda changes: "-".join(map(str, changes)) or "plain")
+def test_groupwise_contestants_agree(changes):
+    assert disagreeing(replace(VOLUME, **changes), groupwise_peers.PEERS) == []
+
+
+@pytest.mark.parametrize("changes", [c for c in VOLUMES if "overhead" not in c], ids=str)
+def test_groupwise_finds_out_other_work(changes):
+    """Views exchanged, the other division into groups, sums or cosines for means, a gradient left out."""
+    case = replace(VOLUME, **changes)
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    assert matches(case, case.task(groupwise_peers.slices, x)(), expected)
+    exchanged = {**x, "left": x["right"], "right": x["left"]}
+    mixed = {**x, "left": x["left"].roll(1, 1), "right": x["right"].roll(1, 1)}
+    for other in (exchanged, mixed):
+        assert not matches(case, case.task(groupwise_peers.slices, other)(), expected)
+    cosine = replace(case, normalize=not case.normalize)
+    assert not matches(case, cosine.task(groupwise_peers.slices, x)(), expected)
+    if case.backward:
+        assert not matches(case, [expected[0], torch.zeros_like(expected[1]), expected[2]], expected)
+        assert not matches(case, [expected[0], expected[1], expected[2] * 1.01], expected)
 
 
 def test_logits_keep_off_the_pixels():
@@ -194,13 +231,15 @@ def test_cotf_finds_out_other_work(name):
         (replace(SMALL, antialias=True), sampling_peers.dense_compiled),
         (replace(SMALL, antialias=True, adaptive=True), sampling_peers.dense_compiled),
         (PICTURE, modulation_peers.compiled),
+        (VOLUME, groupwise_peers.compiled),
     ],
     ids=lambda value: value.title if isinstance(value, cases.Case) else value.__name__,
 )
 def test_copies_of_the_inputs_share_a_compilation(case, build, monkeypatch):
     """On a GPU a sweep goes over many: each compiling anew would end in the limit of recompilations, uncompiled."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    sampling_peers._compiled.cache_clear()
+    for peers in (groupwise_peers, sampling_peers):
+        peers._compiled.cache_clear()
     torch.compiler.reset()
     first = case.inputs(CPU)
     copies = [first, run._clone(first)]
@@ -210,7 +249,8 @@ def test_copies_of_the_inputs_share_a_compilation(case, build, monkeypatch):
             with torch._dynamo.config.patch(error_on_recompile=bool(results)):
                 results.append(build(case, x)())
     assert torch.equal(*results)
-    sampling_peers._compiled.cache_clear()
+    for peers in (groupwise_peers, sampling_peers):
+        peers._compiled.cache_clear()
 
 
 def test_work_is_counted_as_torch_counts_it():

@@ -18,8 +18,8 @@ def groupwise_correlation(
     """Correlates every pixel of a row with the pixels to the left of it in another view, group by group of channels.
 
     Convention:
-        ``out[b, g, d, h, w]`` is the mean over the channels c of group g of ``left[b, c, h, w] * right[b, c, h, w - d]``,
-        and 0 where ``w < d``, whatever the features are. Group g holds the channels from ``g * C / groups`` on. With
+        ``out[b, g, d, h, w]`` is the mean of ``left[b, c, h, w] * right[b, c, h, w - d]`` over the channels c of group
+        g, and 0 where ``w < d``, whatever the features are. Group g holds the channels from ``g * C / groups`` on. With
         ``normalize`` it is the cosine instead: the sum of products of the two vectors after each is divided by its
         Euclidean length. A vector shorter than 1e-12 counts as zero: its cosines and its gradient are 0.
 
@@ -66,7 +66,9 @@ def _validate(left: Tensor, right: Tensor, max_disparity: int, groups: int) -> N
     if left.dim() != 4 or 0 in left.shape[1:]:
         raise ValueError(f"left must be [B, C, H, W] with C, H and W above 0, got shape {list(left.shape)}")
     if right.shape != left.shape:
-        raise ValueError(f"right must have the shape of left, {list(left.shape)}, got shape {list(right.shape)}")
+        raise ValueError(
+            f"right must have the shape of left, {list(left.shape)}, got shape {list(right.shape)}"
+        )
     if right.dtype != left.dtype:
         raise TypeError(f"right must have the dtype of left, {left.dtype}, got {right.dtype}")
     _require_device("right", right, left, "left")
@@ -77,7 +79,9 @@ def _validate(left: Tensor, right: Tensor, max_disparity: int, groups: int) -> N
     if not 1 <= max_disparity <= width:
         raise ValueError(f"max_disparity must be from 1 to the width of left, {width}, got {max_disparity}")
     if groups < 1 or channels % groups != 0:
-        raise ValueError(f"groups must be at least 1 and divide the {channels} channels of left, got {groups}")
+        raise ValueError(
+            f"groups must be at least 1 and divide the {channels} channels of left, got {groups}"
+        )
 
 
 # ---- what PyTorch needs to know of the operators ---------------------------------------------------------------------

@@ -26,7 +26,7 @@ def groupwise_correlation(
 
 
 def _directions(vectors: Tensor) -> Tensor:
-    """``[B, groups, channels, H, W]`` divided by lengths over the channels; 0, without a gradient, where there is none."""
+    """``[B, groups, channels, H, W]`` by length over the channels; 0, without a gradient, where there is none."""
     square = vectors.square().sum(2, keepdim=True)
     nothing = square < _LEAST_SQUARE
     return vectors * torch.where(nothing, 0, torch.where(nothing, 1, square).rsqrt())

@@ -57,7 +57,15 @@ def lengths_kernel(view, sizes, out, A: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def correlate_kernel(
-    left, right, sizes, out, disparities, scale: tl.constexpr, A: tl.constexpr, COLUMNS: tl.constexpr, COUNT: tl.constexpr
+    left,
+    right,
+    sizes,
+    out,
+    disparities,
+    scale: tl.constexpr,
+    A: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    COUNT: tl.constexpr,
 ):
     row, tile, b, g, y, x = place(sizes, tl.cdiv(disparities, COUNT), COLUMNS)
     width = sizes[3]
@@ -158,8 +166,7 @@ def groupwise_correlation_backward(
     grad: Tensor, left: Tensor, right: Tensor, normalize: bool, need_left: bool, need_right: bool
 ) -> tuple[Tensor, Tensor]:
     grads = tuple(
-        _empty_like(t) if need else t.new_empty(0)
-        for t, need in ((left, need_left), (right, need_right))
+        _empty_like(t) if need else t.new_empty(0) for t, need in ((left, need_left), (right, need_right))
     )
     if grad.numel() == 0:
         return grads[0], grads[1]

@@ -269,5 +269,5 @@ def test_operator_checks_memory_itself():
             forward(*args, False)
     grad = torch.zeros(2, 3, 7, 3, 11)
     for wrong in (grad[0], grad[..., 1:], grad[:1], grad.double(), grad[:, :, :0]):
-        with pytest.raises(RuntimeError, match="grad|max_disparity"):
+        with pytest.raises(RuntimeError, match=r"grad|max_disparity"):
             torch.ops.pyops.groupwise_correlation_backward(wrong, left, right, False, True, True)

@@ -47,7 +47,9 @@ def assert_follows_the_definition(found, left, right, grad, normalize):
     unit = torch.finfo(left.dtype).eps
     for ours, truth in zip(found, exact, strict=True):
         assert ours.dtype == left.dtype
-        assert_close(ours.double(), truth.detach(), rtol=0, atol=16 * unit * float(truth.detach().abs().max()))
+        assert_close(
+            ours.double(), truth.detach(), rtol=0, atol=16 * unit * float(truth.detach().abs().max())
+        )
 
 
 @MEAN_AND_COSINE
@@ -107,5 +109,7 @@ def test_layout_of_the_gradient(emulator, layout):
     if layout == "expanded":
         grad = torch.ones(()).expand(grad.shape)
     elif layout == "stepped":
-        grad = torch.stack([grad, grad], -1).flatten(-2)[..., ::2].transpose(2, 3).contiguous().transpose(2, 3)
+        grad = (
+            torch.stack([grad, grad], -1).flatten(-2)[..., ::2].transpose(2, 3).contiguous().transpose(2, 3)
+        )
     assert_follows_the_definition(run(left, right, grad, False), left, right, grad, False)
