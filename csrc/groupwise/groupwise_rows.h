@@ -27,7 +27,7 @@ using Vector = typename VectorOf<A>::type;
 template <class A>
 constexpr int64_t kLanes = sizeof(Vector<A>) / sizeof(A);
 
-constexpr int64_t kTile = 128;  // columns whose features of a usual group stay in the first-level cache for all shifts
+constexpr int64_t kTile = 256;  // columns whose features of a usual group stay in the first-level cache for all shifts
 
 // A part of a row: columns that surely have a partner come as whole vectors.
 template <class A>
@@ -38,32 +38,49 @@ PYOPS_HD void store_part(A* to, Vector<A> value, int64_t skip, int64_t n) {
   for (int64_t i = std::max<int64_t>(0, skip); i < n; ++i) to[i] = element[i];
 }
 
-// Columns [begin, end) of kCount disparities from `d` on; `to` is the row of the first of them.
-template <int kCount, class A>
+// Columns [begin, end) of kCount disparities from `d` on, and with kSteps > 1 also of those a vector's width further, and
+// so on; `to` is the row of disparity 0. Of these the columns that lie as much further have the same partners: a
+// vector of right serves kSteps products.
+template <int kSteps, int kCount, class A>
 PYOPS_HD void correlate_part(const A* left, const A* right, int64_t stride, int64_t channels, A scale, int64_t begin,
                              int64_t end, int64_t width, int64_t d, A* to, int64_t to_stride) {
   using V = Vector<A>;
   constexpr int64_t n = kLanes<A>;
-  const int64_t alone = std::max(begin, std::min(end, d / n * n));  // columns before have no partner at all
-  for (int k = 0; k < kCount; ++k)
-    std::fill(to + k * to_stride + begin, to + k * to_stride + std::min(alone, width), A(0));
-  for (int64_t x = alone; x < end; x += n) {
-    V sum[kCount];
+  for (int s = 0; s < kSteps; ++s) {  // columns before have no partner at all
+    const int64_t alone = std::min(std::min(end, width), d / n * n + s * n);
+    for (int k = 0; k < kCount && begin < alone; ++k) {
+      A* const row = to + (d + s * n + k) * to_stride;
+      std::fill(row + begin, row + alone, A(0));
+    }
+  }
+  for (int64_t x = std::max(begin - (kSteps - 1) * n, d / n * n); x < end; x += n) {
+    V sum[kSteps][kCount];
 #pragma GCC unroll 8
-    for (int k = 0; k < kCount; ++k) sum[k] = simd::splat(A(0));
+    for (int i = 0; i < kSteps * kCount; ++i) sum[i / kCount][i % kCount] = simd::splat(A(0));
     const A *l = left + x, *r = right + x - d;
     for (int64_t c = 0; c < channels; ++c, l += stride, r += stride) {
-      const V value = simd::load<V>(l);
+      V value[kSteps];
 #pragma GCC unroll 8
-      for (int k = 0; k < kCount; ++k) sum[k] += value * simd::load<V>(r - k);
+      for (int s = 0; s < kSteps; ++s) value[s] = simd::load<V>(l + s * n);
+#pragma GCC unroll 8
+      for (int k = 0; k < kCount; ++k) {
+        const V partner = simd::load<V>(r - k);
+#pragma GCC unroll 8
+        for (int s = 0; s < kSteps; ++s) sum[s][k] += value[s] * partner;
+      }
     }
-    const bool whole = x >= d + kCount - 1 && x + n <= width;
+    const bool whole = x >= d + kCount - 1;
 #pragma GCC unroll 8
-    for (int k = 0; k < kCount; ++k) {
-      const V value = sum[k] * simd::splat(scale);
-      A* const at = to + k * to_stride + x;
-      if (whole) simd::store(at, value);
-      else store_part<A>(at, value, d + k - x, std::min(n, width - x));
+    for (int s = 0; s < kSteps; ++s) {
+      const int64_t at = x + s * n;
+      if (at < begin || at >= end) continue;  // of another tile
+#pragma GCC unroll 8
+      for (int k = 0; k < kCount; ++k) {
+        const V value = sum[s][k] * simd::splat(scale);
+        A* const row = to + (d + s * n + k) * to_stride + at;
+        if (whole && at + n <= width) simd::store(row, value);
+        else store_part<A>(row, value, d + k - x, std::min(n, width - at));
+      }
     }
   }
 }
@@ -72,15 +89,20 @@ PYOPS_HD void correlate_part(const A* left, const A* right, int64_t stride, int6
 template <class A>
 PYOPS_HD void correlate_row(const A* left, const A* right, int64_t stride, int64_t channels, A scale, int64_t width,
                             int64_t disparities, A* to, int64_t to_stride) {
+  constexpr int64_t n = kLanes<A>;
   for (int64_t begin = 0; begin < width; begin += kTile) {
     const int64_t end = std::min(width, begin + kTile);
     int64_t d = 0;
-    for (; d + 8 <= disparities; d += 8)
-      correlate_part<8>(left, right, stride, channels, scale, begin, end, width, d, to + d * to_stride, to_stride);
+    for (; d + 3 * n <= disparities; d += 3 * n)
+      for (int64_t k = 0; k < n; k += 4)
+        correlate_part<3, 4>(left, right, stride, channels, scale, begin, end, width, d + k, to, to_stride);
+    for (; d + 2 * n <= disparities; d += 2 * n)
+      for (int64_t k = 0; k < n; k += 4)
+        correlate_part<2, 4>(left, right, stride, channels, scale, begin, end, width, d + k, to, to_stride);
     for (; d + 4 <= disparities; d += 4)
-      correlate_part<4>(left, right, stride, channels, scale, begin, end, width, d, to + d * to_stride, to_stride);
+      correlate_part<1, 4>(left, right, stride, channels, scale, begin, end, width, d, to, to_stride);
     for (; d < disparities; ++d)
-      correlate_part<1>(left, right, stride, channels, scale, begin, end, width, d, to + d * to_stride, to_stride);
+      correlate_part<1, 1>(left, right, stride, channels, scale, begin, end, width, d, to, to_stride);
   }
 }
 
