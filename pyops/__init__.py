@@ -3,6 +3,7 @@
 from . import reference
 from ._native import __version__, build_info
 from .ops.groupwise import groupwise_correlation
+from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .ops.modulation import ModulationWeights, relation_aware_modulation
 from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
@@ -12,7 +13,9 @@ __all__ = [
     "__version__",
     "adaptive_grid_sample",
     "build_info",
+    "corr1d_lookup",
     "fuse_luts",
+    "geometry_lookup",
     "groupwise_correlation",
     "identity_lut",
     "interval_vertices",

@@ -99,11 +99,15 @@ def wants_gradient(t: Tensor) -> bool:
     return t.requires_grad
 
 
-def values_visible(t: Tensor) -> bool:
-    """True where reading values costs no synchronisation and breaks no trace: a plain CPU tensor in eager mode."""
+def is_plain(t: Tensor) -> bool:
+    """True in eager mode, outside of function transforms, for a tensor that is no subclass."""
     return (
-        t.device.type == "cpu"
-        and type(t) in (Tensor, torch.nn.Parameter)
+        type(t) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
         and not torch._C._functorch.is_functorch_wrapped_tensor(t)
     )
+
+
+def values_visible(t: Tensor) -> bool:
+    """True where reading values costs no synchronisation and breaks no trace: a plain CPU tensor in eager mode."""
+    return t.device.type == "cpu" and is_plain(t)

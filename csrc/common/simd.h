@@ -23,6 +23,22 @@ typedef int32_t i32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
 typedef double f64x4 __attribute__((vector_size(32)));
 
+// The vector of a type of arithmetic, and how many fit.
+template <class A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using type = f32x8;
+};
+template <>
+struct VectorOf<double> {
+  using type = f64x4;
+};
+template <class A>
+using Vector = typename VectorOf<A>::type;
+template <class A>
+constexpr int64_t kLanes = sizeof(Vector<A>) / sizeof(A);
+
 template <class V, class T>
 PYOPS_HD V load(const T* p) {
   V v;

@@ -26,3 +26,8 @@ def _require_pixels(name: str, t: Tensor) -> None:
 def _require_device(name: str, t: Tensor, other: Tensor, other_name: str) -> None:
     if t.device != other.device:
         raise ValueError(f"{name} must be on the device of {other_name}, {other.device}, got {t.device}")
+
+
+def _require_int(name: str, number: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {type(number).__name__}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _op
 from .. import reference as _reference
-from ._validate import _require_device, _require_float
+from ._validate import _require_device, _require_float, _require_int
 
 
 def groupwise_correlation(
@@ -72,9 +72,8 @@ def _validate(left: Tensor, right: Tensor, max_disparity: int, groups: int) -> N
     if right.dtype != left.dtype:
         raise TypeError(f"right must have the dtype of left, {left.dtype}, got {right.dtype}")
     _require_device("right", right, left, "left")
-    for name, number in (("max_disparity", max_disparity), ("groups", groups)):
-        if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
-            raise TypeError(f"{name} must be an int, got {type(number).__name__}")
+    _require_int("max_disparity", max_disparity)
+    _require_int("groups", groups)
     channels, width = left.shape[1], left.shape[3]
     if not 1 <= max_disparity <= width:
         raise ValueError(f"max_disparity must be from 1 to the width of left, {width}, got {max_disparity}")

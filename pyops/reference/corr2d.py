@@ -21,7 +21,7 @@ def corr2d_pyramid(
 
 def corr2d_lookup(pyramid: Sequence[Tensor], coords: Tensor, radius: int) -> Tensor:
     """The definition of :func:`pyops.corr2d_lookup`: one level after the other."""
-    dtype = arithmetic_dtype(*pyramid, coords)
+    dtype = arithmetic_dtype(*pyramid)
     found = [_window(level.to(dtype), coords.to(dtype) / 2**i, radius) for i, level in enumerate(pyramid)]
     return torch.cat(found, -1).movedim(-1, 1).to(pyramid[0].dtype)
 

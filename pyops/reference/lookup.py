@@ -14,7 +14,7 @@ _FAR = 2.0**30  # taps; nothing is there
 
 def corr1d_lookup(pyramid: Sequence[Tensor], x: Tensor, radius: int) -> Tensor:
     """The definition of :func:`pyops.corr1d_lookup`: one level after the other."""
-    dtype = arithmetic_dtype(*pyramid, x)
+    dtype = arithmetic_dtype(*pyramid)
     found = [_window(level.to(dtype), x.to(dtype) / 2**i, radius) for i, level in enumerate(pyramid)]
     return torch.cat(found, -1).movedim(-1, 1).to(pyramid[0].dtype)
 
@@ -23,7 +23,7 @@ def geometry_lookup(
     volumes: Sequence[Tensor], pyramid: Sequence[Tensor], disparity: Tensor, radius: int
 ) -> Tensor:
     """The definition of :func:`pyops.geometry_lookup`: one level after the other."""
-    dtype = arithmetic_dtype(*volumes, *pyramid, disparity)
+    dtype = arithmetic_dtype(*volumes, *pyramid)
     near = disparity.to(dtype)
     x = torch.arange(near.shape[2], dtype=dtype, device=near.device) - near
     found = []
