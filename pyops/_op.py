@@ -74,6 +74,15 @@ def second_derivative(
     return [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
 
 
+def first_derivative(
+    reference: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the plain-PyTorch definition, for tensors that no operator of ours can take."""
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        return torch.autograd.grad(reference(*leaves), leaves, grad, allow_unused=True)
+
+
 def is_channels_last(t: Tensor) -> bool:
     """The rule by which every kernel decides the memory format of its result."""
     return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
@@ -97,6 +106,11 @@ def wants_gradient(t: Tensor) -> bool:
         while torch._C._functorch.is_functorch_wrapped_tensor(t) and not t.requires_grad:
             t = torch._C._functorch.get_unwrapped(t)
     return t.requires_grad
+
+
+def is_batched(t: Tensor) -> bool:
+    """Whether the tensor belongs to the vmap with which autograd batches gradients."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(t)
 
 
 def is_plain(t: Tensor) -> bool:

@@ -6,6 +6,7 @@
 #include "../common/pixel.h"
 #include "../common/simd.h"
 #include "lookup_args.h"
+#include "lookup_backward.h"
 
 namespace pyops::lookup {
 namespace {
@@ -52,7 +53,7 @@ struct Taps {
   int first[n];
   int64_t start[n], tap, taps;  // where a line's first tap lies, in elements; where the next
   int64_t next;
-  int64_t row;                  // where the least of all first taps lies
+  int64_t row;  // where the least of all first taps lies
   Vector<A> fraction;
   Mask moved;           // the first tap is not the least
   bool inside;          // all taps of all pixels
@@ -178,17 +179,25 @@ PYOPS_HD void backpropagate_lines(const Lines<T>& lines, T* buffer, const Run<A>
   }
 }
 
-#define PYOPS_LOOKUPS(T, A)                                                                                           \
-  PYOPS_MULTIVERSION void look_up(const Lines<T>* lines, int64_t kinds, const Run<A>& run, int radius, T* out) {      \
-    for (int64_t k = 0; k < kinds; ++k) look_up_lines<T, A>(lines[k], run, radius, out);                              \
-  }                                                                                                                   \
-  PYOPS_MULTIVERSION void backpropagate(const Lines<T>* lines, T* const* buffers, int64_t kinds, const Run<A>& run,   \
-                                        int radius, const T* grad, A* to) {                                           \
-    Vector<A> slopes[kTiles];                                                                                         \
-    for (int i = 0; i < kTiles; ++i) slopes[i] = simd::splat(A(0));                                                   \
-    for (int64_t k = 0; k < kinds; ++k)                                                                               \
-      backpropagate_lines<T, A>(lines[k], buffers ? buffers[k] : nullptr, run, radius, grad, to ? slopes : nullptr);  \
-    for (int i = 0; to && i < run.tiles(); ++i) store_pixels<A, A>(to + run.pixel_of(i), slopes[i], run.count_of(i)); \
+// Nothing moves with a position that is NaN.
+template <class A>
+PYOPS_HD void store_slopes(const Run<A>& run, int tile, Vector<A> slope, A* to) {
+  const int64_t pixel = run.pixel_of(tile), count = run.count_of(tile);
+  const Vector<A> position = load_pixels<A, A>(run.position + pixel, count);
+  store_pixels<A, A>(to + pixel, position == position ? slope : simd::splat(A(0)), count);
+}
+
+#define PYOPS_LOOKUPS(T, A)                                                                                          \
+  PYOPS_MULTIVERSION void look_up(const Lines<T>* lines, int64_t kinds, const Run<A>& run, int radius, T* out) {     \
+    for (int64_t k = 0; k < kinds; ++k) look_up_lines<T, A>(lines[k], run, radius, out);                             \
+  }                                                                                                                  \
+  PYOPS_MULTIVERSION void backpropagate(const Lines<T>* lines, T* const* buffers, int64_t kinds, const Run<A>& run,  \
+                                        int radius, const T* grad, A* to) {                                          \
+    Vector<A> slopes[kTiles];                                                                                        \
+    for (int i = 0; i < kTiles; ++i) slopes[i] = simd::splat(A(0));                                                  \
+    for (int64_t k = 0; k < kinds; ++k)                                                                              \
+      backpropagate_lines<T, A>(lines[k], buffers ? buffers[k] : nullptr, run, radius, grad, to ? slopes : nullptr); \
+    for (int i = 0; to && i < run.tiles(); ++i) store_slopes(run, i, slopes[i], to);                                 \
   }
 PYOPS_LOOKUPS(float, float)
 PYOPS_LOOKUPS(Half, float)
@@ -239,6 +248,10 @@ Tensor forward(std::vector<Tensor> volumes, std::vector<Tensor> pyramid, const T
   return out;
 }
 
+Tensor look_up_pyramid(std::vector<Tensor> pyramid, const Tensor& x, int64_t radius) {
+  return forward({}, std::move(pyramid), x, radius);
+}
+
 // Adds to the buffers, where there are any, and returns the gradient to the position, where wanted.
 Tensor run_backward(const Problem& p, const Tensor& grad, const std::vector<Tensor>* volumes,
                     const std::vector<Tensor>* pyramid, const Tensor& position, bool need_position) {
@@ -263,40 +276,12 @@ Tensor run_backward(const Problem& p, const Tensor& grad, const std::vector<Tens
   return contiguous_as(slope, position.scalar_type());
 }
 
-std::vector<Tensor> backward(const Tensor& grad, std::vector<Tensor> volumes, std::vector<Tensor> pyramid,
-                             const Tensor& position, int64_t radius, bool need_costs, bool need_position) {
-  const Problem p = check(volumes, pyramid, position, radius);
-  check_gradient(p, grad);
-  const auto new_buffers = [&](const std::vector<Tensor>& costs) {
-    std::vector<Tensor> buffers;
-    for (const Tensor& t : costs) {
-      buffers.push_back(new_tensor(t, need_costs ? sizes_of(t) : std::vector<int64_t>{0}, t.scalar_type()));
-      torch::stable::zero_(buffers.back());
-    }
-    return buffers;
-  };
-  const std::vector<Tensor> to_volumes = new_buffers(p.volumes), to_pyramid = new_buffers(p.pyramid);
-  const Tensor slope = run_backward(p, grad, need_costs ? &to_volumes : nullptr, &to_pyramid, position, need_position);
-  std::vector<Tensor> grads = to_volumes;
-  grads.insert(grads.end(), to_pyramid.begin(), to_pyramid.end());
-  grads.push_back(slope);
-  return grads;
-}
-
-Tensor accumulate(const Tensor& grad, std::vector<Tensor> to_volumes, std::vector<Tensor> to_pyramid,
-                  std::vector<Tensor> volumes, std::vector<Tensor> pyramid, const Tensor& position, int64_t radius,
-                  bool need_position) {
-  const Problem p = check(volumes, pyramid, position, radius);
-  check_gradient(p, grad);
-  check_buffers(to_volumes, p.volumes), check_buffers(to_pyramid, p.pyramid);
-  return run_backward(p, grad, &to_volumes, &to_pyramid, position, need_position);
-}
-
 }  // namespace
 }  // namespace pyops::lookup
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pyops, m) {
-  m.def("lookup(Tensor[] volumes, Tensor[] pyramid, Tensor position, SymInt radius) -> Tensor");
+  m.def("corr1d_lookup(Tensor[] pyramid, Tensor x, SymInt radius) -> Tensor");
+  m.def("geometry_lookup(Tensor[] volumes, Tensor[] pyramid, Tensor disparity, SymInt radius) -> Tensor");
   m.def(
       "lookup_backward(Tensor grad, Tensor[] volumes, Tensor[] pyramid, Tensor position, SymInt radius, "
       "bool need_costs, bool need_position) -> Tensor[]");
@@ -306,7 +291,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(pyops, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {
-  m.impl("lookup", TORCH_BOX(&pyops::lookup::forward));
+  m.impl("corr1d_lookup", TORCH_BOX(&pyops::lookup::look_up_pyramid));
+  m.impl("geometry_lookup", TORCH_BOX(&pyops::lookup::forward));
   m.impl("lookup_backward", TORCH_BOX(&pyops::lookup::backward));
   m.impl("lookup_accumulate", TORCH_BOX(&pyops::lookup::accumulate));
 }

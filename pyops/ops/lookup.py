@@ -113,7 +113,13 @@ def _lookup(
     if accumulates(costs, position):
         node = gathered(costs)
         return _Lookup.apply(node, len(volumes), position, radius, *node.costs)
-    return torch.ops.pyops.lookup(volumes, pyramid, position, radius)
+    return _operator(volumes, pyramid, position, radius)
+
+
+def _operator(volumes: Sequence[Tensor], pyramid: Sequence[Tensor], position: Tensor, radius: int) -> Tensor:
+    if not volumes:
+        return torch.ops.pyops.corr1d_lookup(pyramid, position, radius)
+    return torch.ops.pyops.geometry_lookup(volumes, pyramid, position, radius)
 
 
 class _Lookup(torch.autograd.Function):
@@ -123,26 +129,29 @@ class _Lookup(torch.autograd.Function):
     def forward(ctx, node, count, position, radius, *costs):
         ctx.node, ctx.count, ctx.radius = node, count, radius
         ctx.save_for_backward(position, *costs)
-        return torch.ops.pyops.lookup(costs[:count], costs[count:], position, radius)
+        return _operator(costs[:count], costs[count:], position, radius)
 
     @staticmethod
     def backward(ctx, grad):
         position, *costs = ctx.saved_tensors
-        sources = costs[: ctx.count], costs[ctx.count :], position, ctx.radius
         need = ctx.needs_input_grad[2]
         shared = ctx.node.gradients
-        create_graph = torch.is_grad_enabled()
-        buffers = None if create_graph else shared.current()
-        if buffers is None:
+        if _op.is_batched(grad):  # by an older vmap, which knows no operators that return lists
+            definition = partial(_definition, ctx.count, ctx.radius)
+            *grads, slope = _op.first_derivative(definition, (*costs, position), grad)
+            return None, None, slope, None, *grads
+        sources = costs[: ctx.count], costs[ctx.count :], position, ctx.radius
+        if torch.is_grad_enabled():  # a graph of the gradient is wanted
             *grads, slope = torch.ops.pyops.lookup_backward(grad, *sources, True, need)
-            if not create_graph:
-                shared.begin(grads)
+            return None, None, slope if need else None, None, *grads
+        buffers = shared.current()
+        if buffers is None:
+            *buffers, slope = torch.ops.pyops.lookup_backward(grad, *sources, True, need)
+            shared.begin(buffers)
         else:
             to = buffers[: ctx.count], buffers[ctx.count :]
             slope = torch.ops.pyops.lookup_accumulate(grad, *to, *sources, need)
-        if not create_graph:
-            grads = [None] * len(costs)  # the node hands them on
-        return None, None, slope if need else None, None, *grads
+        return None, None, slope if need else None, None, *(None for _ in costs)
 
 
 # ---- validation ------------------------------------------------------------------------------------------------------
@@ -206,10 +215,18 @@ def _validate_position(name: str, position: Tensor, level: Tensor, radius: int) 
 # ---- what PyTorch needs to know of the operators ---------------------------------------------------------------------
 
 
+def _fake_pyramid(pyramid, x, radius):
+    return _fake((), pyramid, x, radius)
+
+
 def _fake(volumes, pyramid, position, radius):
     lines = len(pyramid) + sum(volume.shape[1] for volume in volumes)
     batch, height, width = position.shape
     return pyramid[0].new_empty(batch, lines * (2 * radius + 1), height, width)
+
+
+def _save_pyramid(ctx, inputs, output):
+    _save(ctx, ((), *inputs), output)
 
 
 def _save(ctx, inputs, output):
@@ -218,16 +235,22 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(position, *volumes, *pyramid)
 
 
+def _backward_pyramid(ctx, grad):
+    return _grads(ctx, grad, *ctx.needs_input_grad[:2])
+
+
 def _backward(ctx, grad):
+    need_volumes, need_pyramid, need = ctx.needs_input_grad[:3]
+    grads, slope, radius = _grads(ctx, grad, [*need_volumes, *need_pyramid], need)
+    return grads[: ctx.count], grads[ctx.count :], slope, radius
+
+
+def _grads(ctx, grad, need_costs, need):
     position, *costs = ctx.saved_tensors
-    volumes, pyramid = costs[: ctx.count], costs[ctx.count :]
-    *need_costs, need = (any(n) if isinstance(n, (list, tuple)) else n for n in ctx.needs_input_grad[:3])
     *grads, slope = torch.ops.pyops.lookup_backward(
-        grad, volumes, pyramid, position, ctx.radius, any(need_costs), need
+        grad, costs[: ctx.count], costs[ctx.count :], position, ctx.radius, any(need_costs), need
     )
-    if not any(need_costs):
-        grads = [None] * len(costs)
-    return grads[: ctx.count], grads[ctx.count :], slope if need else None, None
+    return [g if n else None for g, n in zip(grads, need_costs, strict=True)], slope if need else None, None
 
 
 def _fake_backward(grad, volumes, pyramid, position, radius, need_costs, need_position):
@@ -273,8 +296,11 @@ def _folded(info, in_dims, args):
     return [fold(value, dim) for value, dim in zip(args, in_dims, strict=True)]
 
 
-def _vmap(info, in_dims, *args):
-    return torch.ops.pyops.lookup(*_folded(info, in_dims, args)).unflatten(0, (info.batch_size, -1)), 0
+def _vmap_by(operator):
+    def vmap(info, in_dims, *args):
+        return operator(*_folded(info, in_dims, args)).unflatten(0, (info.batch_size, -1)), 0
+
+    return vmap
 
 
 def _vmap_backward(info, in_dims, *args):
@@ -284,7 +310,22 @@ def _vmap_backward(info, in_dims, *args):
     return found, [0] * len(found)
 
 
-_op.declare("lookup", stem="lookup", fake=_fake, vmap=_vmap, setup_context=_save, backward=_backward)
+_op.declare(
+    "corr1d_lookup",
+    stem="lookup",
+    fake=_fake_pyramid,
+    vmap=_vmap_by(torch.ops.pyops.corr1d_lookup),
+    setup_context=_save_pyramid,
+    backward=_backward_pyramid,
+)
+_op.declare(
+    "geometry_lookup",
+    stem="lookup",
+    fake=_fake,
+    vmap=_vmap_by(torch.ops.pyops.geometry_lookup),
+    setup_context=_save,
+    backward=_backward,
+)
 _op.declare(
     "lookup_backward",
     stem="lookup",
