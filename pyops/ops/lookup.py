@@ -135,15 +135,11 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx, grad):
         position, *costs = ctx.saved_tensors
         need = ctx.needs_input_grad[2]
-        shared = ctx.node.gradients
-        if _op.is_batched(grad):  # by an older vmap, which knows no operators that return lists
-            definition = partial(_definition, ctx.count, ctx.radius)
-            *grads, slope = _op.first_derivative(definition, (*costs, position), grad)
+        if _op.is_batched(grad) or torch.is_grad_enabled():  # a graph of the gradient is wanted
+            grads, slope, _ = _grads(ctx, grad, [True] * len(costs), need)
             return None, None, slope, None, *grads
         sources = costs[: ctx.count], costs[ctx.count :], position, ctx.radius
-        if torch.is_grad_enabled():  # a graph of the gradient is wanted
-            *grads, slope = torch.ops.pyops.lookup_backward(grad, *sources, True, need)
-            return None, None, slope if need else None, None, *grads
+        shared = ctx.node.gradients
         buffers = shared.current()
         if buffers is None:
             *buffers, slope = torch.ops.pyops.lookup_backward(grad, *sources, True, need)
@@ -247,6 +243,10 @@ def _backward(ctx, grad):
 
 def _grads(ctx, grad, need_costs, need):
     position, *costs = ctx.saved_tensors
+    if _op.is_batched(grad):  # by a vmap that cannot map operators of lists
+        definition = partial(_definition, ctx.count, ctx.radius)
+        *grads, slope = _op.first_derivative(definition, (*costs, position), grad)
+        return grads, slope, None
     *grads, slope = torch.ops.pyops.lookup_backward(
         grad, costs[: ctx.count], costs[ctx.count :], position, ctx.radius, any(need_costs), need
     )
