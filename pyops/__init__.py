@@ -2,6 +2,7 @@
 
 from . import reference
 from ._native import __version__, build_info
+from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .ops.groupwise import groupwise_correlation
 from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
@@ -14,6 +15,8 @@ __all__ = [
     "adaptive_grid_sample",
     "build_info",
     "corr1d_lookup",
+    "corr1d_lookup_on_demand",
+    "corr1d_pyramid",
     "fuse_luts",
     "geometry_lookup",
     "groupwise_correlation",

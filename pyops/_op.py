@@ -95,6 +95,11 @@ def empty_like_image(image: Tensor) -> Tensor:
     return image.new_empty(image.shape)
 
 
+def new_large(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Uninitialised, contiguous, in memory that is cheap to fill for the first time."""
+    return like.new_empty(shape) if like.is_cuda else torch.ops.pyops.new_memory(like, shape)
+
+
 def fold(t: Tensor, dim: int | None, size: int) -> Tensor:
     """A vmapped tensor with its mapped axis of ``size`` in front, expanded where it is not mapped."""
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
