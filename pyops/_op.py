@@ -22,18 +22,25 @@ def declare(
     vmap: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    composed: tuple[str, Callable[..., Any]] | None = None,
 ) -> None:
     """Completes the native operator ``pyops::<op>``, which lives in the files called ``stem`` of every layer.
 
-    Without the CUDA library, CUDA tensors go to the function ``op`` of ``pyops.triton.<stem>``.
+    Without the CUDA library, CUDA tensors go to the function ``op`` of ``pyops.triton.<stem>``. An operator that calls
+    other operators on every device has no native code: ``composed`` is the rest of its schema, and that function.
     """
     name = f"pyops::{op}"
+    if composed is not None:
+        signature, kernel = composed
+        _library.define(op + signature)
+        for device in ("CPU", "CUDA"):
+            _library.impl(op, kernel, device)
     torch.library.register_fake(name, fake)
     if vmap is not None:
         torch.library.register_vmap(name, vmap)
     if backward is not None:
         torch.library.register_autograd(name, backward, setup_context=setup_context)
-    if not _native.cuda_loaded:
+    if composed is None and not _native.cuda_loaded:
         _library.impl(op, _triton_kernel(op, stem), "CUDA")
 
 

@@ -1,9 +1,10 @@
-"""Memory for tests: other layouts of the same values, and guards around tensors."""
+"""Memory for tests: other layouts of the same values, guards around tensors, how much is used."""
 
 from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -75,3 +76,13 @@ def guarded_allocations(guarded: Guarded, device: str):
         yield
     finally:
         library._destroy()
+
+
+def peak_allocated(function):
+    """Bytes of tensors alive at the peak of `function`, by the profiler: free of what malloc keeps."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))

@@ -53,7 +53,7 @@ struct Problem {
 };
 
 inline Problem check(const Tensor& left, const Tensor& right, const Tensor& x, int64_t radius, int64_t levels,
-                     double scale) {
+                     std::optional<double> scale) {
   PYOPS_CHECK(left.dim() == 4 && right.dim() == 4 && is_floating(left),
               "left and right must be [B, C, H, W], floating");
   PYOPS_CHECK(right.scalar_type() == left.scalar_type(), "right must have the dtype of left");
@@ -70,7 +70,8 @@ inline Problem check(const Tensor& left, const Tensor& right, const Tensor& x, i
   PYOPS_CHECK(levels >= 1 && levels <= kMostLevels && right.size(3) >> (levels - 1) > 0,
               "levels must be from 1 to 16, and the last must have an entry");
   PYOPS_CHECK(right.size(3) < int64_t(lookup::kFar), "right must be narrower than 2^30");
-  return {left.size(0), left.size(1), left.size(2), left.size(3), right.size(3), levels, int(radius), scale};
+  return {left.size(0),  left.size(1), left.size(2), left.size(3),
+          right.size(3), levels,       int(radius),  scale ? *scale : 1 / std::sqrt(double(left.size(1)))};
 }
 
 inline void check_gradient(const Problem& p, const Tensor& grad, const Tensor& left) {

@@ -213,7 +213,8 @@ void window_of(Columns<A>& columns, int64_t x, int64_t l, int first, int64_t n, 
                  to + begin);
 }
 
-Tensor forward(const Tensor& left, const Tensor& right, const Tensor& x, int64_t radius, int64_t levels, double scale) {
+Tensor forward(const Tensor& left, const Tensor& right, const Tensor& x, int64_t radius, int64_t levels,
+               std::optional<double> scale) {
   const Problem p = check(left, right, x, radius, levels, scale);
   const Tensor out = new_tensor(left, p.result(), left.scalar_type());
   if (out.numel() == 0) return out;
@@ -237,7 +238,7 @@ Tensor forward(const Tensor& left, const Tensor& right, const Tensor& x, int64_t
             T* const from = to + ((b * levels + k) * p.window() * p.height + y) * p.width + w;
             for (int64_t d = 0; d < p.window(); ++d)
               from[d * p.height * p.width] =
-                  encode<T, A>(A(scale) * ((1 - place.fraction) * taps[d] + place.fraction * taps[d + 1]));
+                  encode<T, A>(A(p.scale) * ((1 - place.fraction) * taps[d] + place.fraction * taps[d + 1]));
           }
       }
     });
@@ -246,8 +247,8 @@ Tensor forward(const Tensor& left, const Tensor& right, const Tensor& x, int64_t
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& left, const Tensor& right,
-                                            const Tensor& x, int64_t radius, int64_t levels, double scale,
-                                            bool need_features, bool need_x) {
+                                            const Tensor& x, int64_t radius, int64_t levels,
+                                            std::optional<double> scale, bool need_features, bool need_x) {
   const Problem p = check(left, right, x, radius, levels, scale);
   check_gradient(p, grad, left);
   const Tensor grad_left = new_gradient(left, need_features), grad_right = new_gradient(right, need_features);
@@ -278,7 +279,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& le
               const T* const g = grads + ((b * levels + k) * p.window() * p.height + y) * p.width + w;
               A last = 0;
               for (int64_t j = 0; j < n; ++j) {
-                value[j] = j < n - 1 ? A(scale) * decode<T, A>(g[j * plane]) : A(0);
+                value[j] = j < n - 1 ? A(p.scale) * decode<T, A>(g[j * plane]) : A(0);
                 factor[j] = (1 - place.fraction) * value[j] + place.fraction * last;
                 last = value[j];
               }
@@ -313,11 +314,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& le
 
 STABLE_TORCH_LIBRARY_FRAGMENT(pyops, m) {
   m.def(
-      "corr1d_lookup_on_demand(Tensor left, Tensor right, Tensor x, SymInt radius, SymInt levels, float scale) -> "
+      "corr1d_lookup_on_demand(Tensor left, Tensor right, Tensor x, SymInt radius, SymInt levels, float? scale) -> "
       "Tensor");
   m.def(
       "corr1d_lookup_on_demand_backward(Tensor grad, Tensor left, Tensor right, Tensor x, SymInt radius, "
-      "SymInt levels, float scale, bool need_features, bool need_x) -> (Tensor, Tensor, Tensor)");
+      "SymInt levels, float? scale, bool need_features, bool need_x) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pyops, CPU, m) {

@@ -52,12 +52,7 @@ def corr1d_pyramid(
         Lipson et al., RAFT-Stereo, 3DV 2021, section 3.2.
     """
     _validate(left, right, levels)
-    scale = left.shape[1] ** -0.5 if scale is None else float(scale)
-    if _op.is_plain(left) and _op.is_plain(right):
-        return list(_Pyramid.apply(left, right, levels, scale))
-    dtype = _arithmetic(left)
-    rows, columns = _rows(left.to(dtype) * scale), _columns(right.to(dtype))
-    return _levels(rows @ columns, levels, left.dtype)
+    return torch.ops.pyops.corr1d_pyramid(left, right, levels, scale)
 
 
 def corr1d_lookup_on_demand(
@@ -109,7 +104,6 @@ def corr1d_lookup_on_demand(
     _require_int("radius", radius)
     if not 0 <= radius <= _MOST_RADIUS:
         raise ValueError(f"radius must be from 0 to {_MOST_RADIUS}, got {radius}")
-    scale = left.shape[1] ** -0.5 if scale is None else float(scale)
     return torch.ops.pyops.corr1d_lookup_on_demand(left, right, x, radius, levels, scale)
 
 
@@ -152,34 +146,43 @@ def _columns(right: Tensor) -> Tensor:
     return right.permute(0, 2, 1, 3)
 
 
-def _levels(volume: Tensor, levels: int, dtype: torch.dtype) -> list[Tensor]:
-    return [level.to(dtype) for level in (volume, *torch.ops.pyops.pool_pairs(volume, levels))]
+def _pyramid(left: Tensor, right: Tensor, levels: int, scale: float | None) -> list[Tensor]:
+    dtype = _arithmetic(left)
+    rows, columns = _rows(left.to(dtype)), _columns(right.to(dtype))
+    volume = _op.new_large(rows, (*rows.shape[:3], columns.shape[3]))
+    for out, row, column in zip(volume, rows, columns, strict=True):
+        torch.baddbmm(out, row, column, beta=0, alpha=_factor(left, scale), out=out)
+    return [level.to(left.dtype) for level in (volume, *torch.ops.pyops.pool_pairs(volume, levels))]
 
 
-class _Pyramid(torch.autograd.Function):
-    """The same with the volume in memory that is cheap to fill, and one gradient of its size instead of two."""
+def _factor(left: Tensor, scale: float | None) -> float:
+    return left.shape[1] ** -0.5 if scale is None else scale
 
-    @staticmethod
-    def forward(ctx, left, right, levels, scale):
-        ctx.save_for_backward(left, right)
-        ctx.scale = scale
-        dtype = _arithmetic(left)
-        rows, columns = _rows(left.to(dtype)), _columns(right.to(dtype))
-        volume = _op.new_large(rows, (*rows.shape[:3], columns.shape[3]))
-        for out, row, column in zip(volume, rows, columns, strict=True):
-            torch.baddbmm(out, row, column, beta=0, alpha=scale, out=out)
-        return tuple(_levels(volume, levels, left.dtype))
 
-    @staticmethod
-    def backward(ctx, *grads):
-        left, right = ctx.saved_tensors
-        dtype = _arithmetic(left)
-        grad = _spread([g.to(dtype) for g in grads])
-        need_left, need_right = ctx.needs_input_grad[:2]
-        # Transposed, so that rows of the results are rows of images.
-        to_left = _columns(right.to(dtype) * ctx.scale) @ grad.mT if need_left else None
-        to_right = _columns(left.to(dtype) * ctx.scale) @ grad if need_right else None
-        return *(None if g is None else _columns(g).to(left.dtype) for g in (to_left, to_right)), None, None
+def _fake_pyramid(left, right, levels, scale):
+    batch, _, height, width = left.shape
+    return [left.new_empty(batch, height, width, right.shape[3] >> level) for level in range(levels)]
+
+
+def _save_pyramid(ctx, inputs, output):
+    left, right, _, ctx.scale = inputs
+    ctx.save_for_backward(left, right)
+
+
+def _backward_pyramid(ctx, grads):
+    left, right = ctx.saved_tensors
+    dtype, factor = _arithmetic(left), _factor(left, ctx.scale)
+    grad = _spread([g.to(dtype) for g in grads])
+    need_left, need_right = ctx.needs_input_grad[:2]
+    # Transposed, so that rows of the results are rows of images.
+    to_left = _columns(right.to(dtype) * factor) @ grad.mT if need_left else None
+    to_right = _columns(left.to(dtype) * factor) @ grad if need_right else None
+    return *(None if g is None else _columns(g).to(left.dtype) for g in (to_left, to_right)), None, None
+
+
+def _vmap_pyramid(info, in_dims, left, right, levels, scale):
+    found = torch.ops.pyops.corr1d_pyramid(*_fold(info, in_dims, (left, right)), levels, scale)
+    return [level.unflatten(0, (info.batch_size, -1)) for level in found], [0] * levels
 
 
 def _spread(grads: list[Tensor]) -> Tensor:
@@ -281,6 +284,15 @@ def _vmap_backward(info, in_dims, *args):
     return tuple(r.unflatten(0, (n, -1)) if r.dim() > 1 else r.expand(n, 0) for r in results), (0, 0, 0)
 
 
+_op.declare(
+    "corr1d_pyramid",
+    stem="corr1d",
+    fake=_fake_pyramid,
+    vmap=_vmap_pyramid,
+    setup_context=_save_pyramid,
+    backward=_backward_pyramid,
+    composed=("(Tensor left, Tensor right, SymInt levels, float? scale) -> Tensor[]", _pyramid),
+)
 _op.declare(
     "pool_pairs",
     stem="corr1d",

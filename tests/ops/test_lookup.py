@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import math
-from itertools import accumulate
 
 import contract
 import pytest
 import torch
+from memory import peak_allocated
 from torch.testing import assert_close
 
 import pyops
@@ -305,16 +305,6 @@ def test_leaves_nothing_behind():
     pyops.corr1d_lookup([level], torch.rand(1, 4, 9), 2).sum().backward()
     gc.collect()
     assert len(_accumulate._known) == 0
-
-
-def peak_allocated(function):
-    """Bytes of tensors alive at the peak of `function`, by the profiler: free of what malloc keeps."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
 def test_memory_of_many_lookups():
