@@ -17,11 +17,15 @@ sys.path.append(str(ROOT))  # bench is not installed; last, so that an installed
 from bench import case as cases  # noqa: E402
 from bench import inputs, run  # noqa: E402
 from bench.models.cotf import SMALL_FLOPS, WEIGHT_BYTES, CoTF  # noqa: E402
+from bench.ops.corr1d import Corr1d  # noqa: E402
 from bench.ops.groupwise import Groupwise  # noqa: E402
+from bench.ops.lookup import Lookup  # noqa: E402
 from bench.ops.modulation import MULTIPLY_ADDS, Modulation  # noqa: E402
 from bench.ops.sampling import Sampling  # noqa: E402
+from bench.peers import corr1d as corr1d_peers  # noqa: E402
 from bench.peers import cotf as cotf_peers  # noqa: E402
 from bench.peers import groupwise as groupwise_peers  # noqa: E402
+from bench.peers import lookup as lookup_peers  # noqa: E402
 from bench.peers import modulation as modulation_peers  # noqa: E402
 from bench.peers import sampling as sampling_peers  # noqa: E402
 
@@ -135,6 +139,39 @@ def test_groupwise_finds_out_other_work(changes):
     if case.backward:
         assert not matches(case, [expected[0], torch.zeros_like(expected[1]), expected[2]], expected)
         assert not matches(case, [expected[0], expected[1], expected[2] * 1.01], expected)
+
+
+COSTS = Lookup(shape=(5, 23), disparities=12, channels=3, levels=2, radius=2)
+COSTS_CHANGES = [{}, {"backward": True}, {"geometry": True}, {"geometry": True, "backward": True}]
+ROWS = Corr1d(shape=(4, 23), channels=12, levels=2, radius=2)
+ROWS_CHANGES = [{}, {"backward": True}, {"on_demand": True}, {"on_demand": True, "backward": True}]
+
+
+@pytest.mark.parametrize("changes", COSTS_CHANGES, ids=str)
+def test_lookup_contestants_agree(changes):
+    assert disagreeing(replace(COSTS, **changes), lookup_peers.PEERS) == []
+
+
+@pytest.mark.parametrize("changes", ROWS_CHANGES, ids=str)
+def test_corr1d_contestants_agree(changes):
+    assert disagreeing(replace(ROWS, **changes), corr1d_peers.PEERS) == []
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*(replace(COSTS, **c) for c in COSTS_CHANGES), *(replace(ROWS, **c) for c in ROWS_CHANGES)],
+    ids=lambda case: case.title,
+)
+def test_lookups_find_out_other_work(case):
+    """Another place, other costs or views, a result or a gradient that is a little off."""
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    others = [
+        {**x, name: t.flip(-1)} for name, t in x.items() if t is not None and not name.startswith("grad")
+    ]
+    assert others and not any(matches(case, case.reference(other), expected) for other in others)
+    for i in range(len(expected)):
+        assert not matches(case, [t * (1 + 0.01 * (i == k)) for k, t in enumerate(expected)], expected)
 
 
 def test_logits_keep_off_the_pixels():
