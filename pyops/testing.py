@@ -280,6 +280,13 @@ def _groupwise_samples() -> list[Inputs]:
     return [inputs, dict(inputs, normalize=True)]
 
 
+def _local_correlation_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 2, 12, 9, 40, generator=generator).unbind()
+    inputs = dict(first=first, second=second, radius=4)
+    return [inputs, dict(inputs, radius=2, dilation=3)]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
@@ -287,6 +294,7 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut_smoothness": lambda: [dict(lut=torch.rand(3, 5, 5, 5))],
     "relation_aware_modulation": _modulation_samples,
     "groupwise_correlation": _groupwise_samples,
+    "local_correlation": _local_correlation_samples,
     "lut_monotonicity": lambda: [dict(lut=torch.rand(3, 5, 5, 5))],
     "interval_vertices": lambda: [dict(logits=torch.linspace(-2, 2, 22).view(2, 11).sin())],
     "separable_grid_sample": lambda: _sampling_samples(0),
