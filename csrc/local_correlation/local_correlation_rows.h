@@ -27,7 +27,8 @@ using Vector = typename VectorOf<A>::type;
 template <class A>
 constexpr int64_t kLanes = sizeof(Vector<A>) / sizeof(A);
 
-constexpr int kMostRows = 3;  // that are served at a time
+constexpr int kMostRows = 3;           // that are served at a time
+constexpr int64_t kMostChannels = 64;  // that are summed by themselves: rounding stays small, and so do these rows
 
 // Rows of kCount elements at data + row * row_stride + index * pitch, where an index is a channel or a displacement.
 template <class A>
@@ -47,10 +48,10 @@ struct Shared {
   int64_t pitch, step, count;  // count of displacements
 };
 
-// One vector of columns of kCount displacements.
+// One vector of columns of kCount displacements, added to what is there if `add`.
 template <int kRows, int kCount, class A>
 PYOPS_HD void correlate_part(const Rows<const A> own, const A* other, int64_t pitch, int64_t step, int64_t channels,
-                             const Rows<A> to) {
+                             bool add, const Rows<A> to) {
   using V = Vector<A>;
   V sum[kRows][kCount];
 #pragma GCC unroll 16
@@ -68,15 +69,20 @@ PYOPS_HD void correlate_part(const Rows<const A> own, const A* other, int64_t pi
     }
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kRows * kCount; ++i) simd::store(to.at(i / kCount, i % kCount, 0), sum[i / kCount][i % kCount]);
+  for (int i = 0; i < kRows * kCount; ++i) {
+    A* const at = to.at(i / kCount, i % kCount, 0);
+    V& value = sum[i / kCount][i % kCount];
+    if (add) value += simd::load<V>(at);
+    simd::store(at, value);
+  }
 }
 
 // The same for `count` displacements, at most kCount.
 template <int kRows, int kCount, class A>
 PYOPS_HD void correlate_some(int64_t count, const Rows<const A> own, const A* other, int64_t pitch, int64_t step,
-                             int64_t channels, const Rows<A> to) {
-  if (count == kCount) return correlate_part<kRows, kCount, A>(own, other, pitch, step, channels, to);
-  if constexpr (kCount > 1) correlate_some<kRows, kCount - 1, A>(count, own, other, pitch, step, channels, to);
+                             int64_t channels, bool add, const Rows<A> to) {
+  if (count == kCount) return correlate_part<kRows, kCount, A>(own, other, pitch, step, channels, add, to);
+  if constexpr (kCount > 1) correlate_some<kRows, kCount - 1, A>(count, own, other, pitch, step, channels, add, to);
 }
 
 // to[row][k][x] for all displacements, kMost at a time at most, in even shares.
@@ -84,13 +90,16 @@ template <int kRows, int kMost, class A>
 PYOPS_HD void correlate_rows(const Rows<const A> own, const Shared<A> other, int64_t channels, int64_t columns,
                              const Rows<A> to) {
   const int64_t shares = ceil_div<int64_t>(other.count, kMost);
+  const int64_t depth = ceil_div(channels, ceil_div(channels, kMostChannels));
   for (int64_t x = 0; x < columns; x += kLanes<A>)
-    for (int64_t k = 0, left = shares; left > 0; --left) {
-      const int64_t count = ceil_div(other.count - k, left);
-      correlate_some<kRows, kMost, A>(count, own.from(0, 0, x), other.data + k * other.step + x, other.pitch,
-                                      other.step, channels, to.from(0, k, x));
-      k += count;
-    }
+    for (int64_t c = 0; c < channels; c += depth)
+      for (int64_t k = 0, left = shares; left > 0; --left) {
+        const int64_t count = ceil_div(other.count - k, left);
+        correlate_some<kRows, kMost, A>(count, own.from(0, c, x), other.data + c * other.pitch + k * other.step + x,
+                                        other.pitch, other.step, std::min(depth, channels - c), c > 0,
+                                        to.from(0, k, x));
+        k += count;
+      }
 }
 
 template <class A>
