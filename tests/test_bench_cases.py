@@ -20,12 +20,14 @@ from bench.models.cotf import SMALL_FLOPS, WEIGHT_BYTES, CoTF  # noqa: E402
 from bench.ops.corr1d import Corr1d  # noqa: E402
 from bench.ops.groupwise import Groupwise  # noqa: E402
 from bench.ops.lookup import Lookup  # noqa: E402
+from bench.ops.local_correlation import LocalCorrelation  # noqa: E402
 from bench.ops.modulation import MULTIPLY_ADDS, Modulation  # noqa: E402
 from bench.ops.sampling import Sampling  # noqa: E402
 from bench.peers import corr1d as corr1d_peers  # noqa: E402
 from bench.peers import cotf as cotf_peers  # noqa: E402
 from bench.peers import groupwise as groupwise_peers  # noqa: E402
 from bench.peers import lookup as lookup_peers  # noqa: E402
+from bench.peers import local_correlation as local_correlation_peers  # noqa: E402
 from bench.peers import modulation as modulation_peers  # noqa: E402
 from bench.peers import sampling as sampling_peers  # noqa: E402
 
@@ -172,6 +174,47 @@ def test_lookups_find_out_other_work(case):
     assert others and not any(matches(case, case.reference(other), expected) for other in others)
     for i in range(len(expected)):
         assert not matches(case, [t * (1 + 0.01 * (i == k)) for k, t in enumerate(expected)], expected)
+FLOW = LocalCorrelation(shape=(7, 23), channels=12, radius=2)
+FLOWS = [
+    {},
+    {"backward": True},
+    {"dilation": 2},
+    {"dilation": 3, "backward": True},
+    {"dtype": torch.bfloat16},
+    {"channels_last": True, "batch": 2, "backward": True},
+    {"shape": (1, 1), "radius": 0, "overhead": True},
+]
+
+
+@pytest.mark.parametrize("changes", FLOWS, ids=lambda changes: "-".join(map(str, changes)) or "plain")
+def test_local_correlation_contestants_agree(changes):
+    assert disagreeing(replace(FLOW, **changes), local_correlation_peers.PEERS) == []
+
+
+@pytest.mark.parametrize("changes", [c for c in FLOWS if "overhead" not in c], ids=str)
+def test_local_correlation_finds_out_other_work(changes):
+    """Images exchanged, displacements dx-major, means for sums, another dilation, a gradient left out."""
+    case = replace(FLOW, **changes)
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    slices = local_correlation_peers.slices
+    assert matches(case, case.task(slices, x)(), expected)
+    exchanged = {**x, "first": x["second"], "second": x["first"]}
+    assert not matches(case, case.task(slices, exchanged)(), expected)
+    assert not matches(case, replace(case, dilation=case.dilation + 1).task(slices, x)(), expected)
+
+    def columns_first(first, second, radius, *, dilation):
+        volume = slices(first, second, radius, dilation=dilation)
+        return volume.unflatten(1, (5, 5)).transpose(1, 2).flatten(1, 2)
+
+    def means(first, second, radius, *, dilation):
+        return slices(first, second, radius, dilation=dilation) / case.channels
+
+    for other in (columns_first, means):
+        assert not matches(case, case.task(other, x)(), expected)
+    if case.backward:
+        assert not matches(case, [expected[0], torch.zeros_like(expected[1]), expected[2]], expected)
+        assert not matches(case, [expected[0], expected[1], expected[2] * 1.01], expected)
 
 
 def test_logits_keep_off_the_pixels():
