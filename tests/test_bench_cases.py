@@ -19,15 +19,15 @@ from bench import inputs, run  # noqa: E402
 from bench.models.cotf import SMALL_FLOPS, WEIGHT_BYTES, CoTF  # noqa: E402
 from bench.ops.corr1d import Corr1d  # noqa: E402
 from bench.ops.groupwise import Groupwise  # noqa: E402
-from bench.ops.lookup import Lookup  # noqa: E402
 from bench.ops.local_correlation import LocalCorrelation  # noqa: E402
+from bench.ops.lookup import Lookup  # noqa: E402
 from bench.ops.modulation import MULTIPLY_ADDS, Modulation  # noqa: E402
 from bench.ops.sampling import Sampling  # noqa: E402
 from bench.peers import corr1d as corr1d_peers  # noqa: E402
 from bench.peers import cotf as cotf_peers  # noqa: E402
 from bench.peers import groupwise as groupwise_peers  # noqa: E402
-from bench.peers import lookup as lookup_peers  # noqa: E402
 from bench.peers import local_correlation as local_correlation_peers  # noqa: E402
+from bench.peers import lookup as lookup_peers  # noqa: E402
 from bench.peers import modulation as modulation_peers  # noqa: E402
 from bench.peers import sampling as sampling_peers  # noqa: E402
 
@@ -174,6 +174,8 @@ def test_lookups_find_out_other_work(case):
     assert others and not any(matches(case, case.reference(other), expected) for other in others)
     for i in range(len(expected)):
         assert not matches(case, [t * (1 + 0.01 * (i == k)) for k, t in enumerate(expected)], expected)
+
+
 FLOW = LocalCorrelation(shape=(7, 23), channels=12, radius=2)
 FLOWS = [
     {},

@@ -6,8 +6,8 @@ Same names and signatures as :mod:`pyops`, so a model built with ``ops=pyops.ref
 from .corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .groupwise import groupwise_correlation
-from .lookup import corr1d_lookup, geometry_lookup
 from .local_correlation import local_correlation
+from .lookup import corr1d_lookup, geometry_lookup
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .modulation import relation_aware_modulation
 from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
