@@ -278,6 +278,17 @@ def _groupwise_samples() -> list[Inputs]:
     left, right = torch.randn(2, 2, 12, 9, 40, generator=generator).unbind()
     inputs = dict(left=left, right=right, max_disparity=18, groups=3)
     return [inputs, dict(inputs, normalize=True)]
+def _upsample_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 1, 10, 13), (2, 9, 40, 52))
+    disparity, weights = (torch.rand(shape, generator=generator) for shape in shapes)
+    return [dict(disparity=disparity, weights=weights)]
+
+
+def _warp_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    image, disparity = (torch.rand(2, c, 40, 50, generator=generator) for c in (3, 1))
+    return [dict(image=image, disparity=9 * disparity - 1)]
 
 
 def _local_correlation_samples() -> list[Inputs]:
@@ -297,6 +308,8 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "local_correlation": _local_correlation_samples,
     "lut_monotonicity": lambda: [dict(lut=torch.rand(3, 5, 5, 5))],
     "interval_vertices": lambda: [dict(logits=torch.linspace(-2, 2, 22).view(2, 11).sin())],
+    "context_upsample": _upsample_samples,
+    "disparity_warp": _warp_samples,
     "separable_grid_sample": lambda: _sampling_samples(0),
     "adaptive_grid_sample": lambda: _sampling_samples(1),
     "inverse_vertices": lambda: [dict(vertices=torch.linspace(-1, 1, 9).mul(1.57).sin(), size=30)],

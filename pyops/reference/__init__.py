@@ -8,6 +8,7 @@ from .corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .groupwise import groupwise_correlation
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
+from .disparity import context_upsample, disparity_warp
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .modulation import relation_aware_modulation
 from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
@@ -20,6 +21,8 @@ __all__ = [
     "corr2d_lookup",
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
+    "context_upsample",
+    "disparity_warp",
     "fuse_luts",
     "geometry_lookup",
     "groupwise_correlation",
