@@ -6,12 +6,15 @@
 namespace pyops::disparity {
 namespace {
 
+using simd::f32x8;
+using simd::f64x4;
+
 // ---- context_upsample ------------------------------------------------------------------------------------------------
 
 // Eight copies at once; those too many are overwritten by the next.
 PYOPS_HD void replicate_each(const float* from, int64_t n, int scale, float* to) {
   for (int64_t i = 0; i < n; ++i, to += scale) {
-    const simd::f32x8 copies = simd::splat(from[i]);
+    const f32x8 copies = simd::splat(from[i]);
     for (int j = 0; j < scale; j += 8) simd::store(to + j, copies);
   }
 }
@@ -42,9 +45,11 @@ PYOPS_HD void multiply_each(const Near<A>& near, const A* grad, int64_t n, const
 
 template <class A>
 PYOPS_HD void add_three(const A* grad, const Planes<const A>& weights, int64_t n, const Planes<A>& sums) {
-  A *__restrict a = sums.data, *__restrict b = a + sums.plane, *__restrict c = b + sums.plane;
-  const A *u = weights.data, *v = u + weights.plane, *w = v + weights.plane;
-  for (int64_t x = 0; x < n; ++x) a[x] += grad[x] * u[x], b[x] += grad[x] * v[x], c[x] += grad[x] * w[x];
+  for (int k = 0; k < 3; ++k) {
+    A* __restrict sum = sums.data + k * sums.plane;
+    const A* w = weights.data + k * weights.plane;
+    for (int64_t x = 0; x < n; ++x) sum[x] += grad[x] * w[x];
+  }
 }
 
 template <class A>
@@ -72,14 +77,46 @@ PYOPS_HD void place_each(const A* disparity, int width, int* __restrict left, A*
   }
 }
 
-template <class A>
-PYOPS_HD void blend_each(const int* left, const A* fraction, const A* line, int width, A* __restrict out) {
-  for (int x = 0; x < width; ++x)
-    out[x] = (A(1) - fraction[x]) * line[left[x]] + fraction[x] * line[left[x] + 1];
+// Both pixels of eight samples from x on, each pair by one load.
+PYOPS_HD void gather_pairs(const int* left, const float* line, f32x8& first, f32x8& second) {
+  f64x4 low, high;
+  for (int i = 0; i < 4; ++i) {
+    std::memcpy(reinterpret_cast<double*>(&low) + i, line + left[i], 8);
+    std::memcpy(reinterpret_cast<double*>(&high) + i, line + left[i + 4], 8);
+  }
+  first = __builtin_shufflevector((f32x8)low, (f32x8)high, 0, 2, 4, 6, 8, 10, 12, 14);
+  second = __builtin_shufflevector((f32x8)low, (f32x8)high, 1, 3, 5, 7, 9, 11, 13, 15);
 }
 
 template <class A>
-PYOPS_HD void add_each_slope(const int* left, const A* line, const A* grad, int width, A* __restrict slopes) {
+PYOPS_HD A blend(A fraction, A first, A second) {
+  return (A(1) - fraction) * first + fraction * second;
+}
+
+PYOPS_HD void blend_each(const int* left, const float* fraction, const float* line, int width, float* out) {
+  int x = 0;
+  for (; x + 8 <= width; x += 8) {
+    f32x8 first, second;
+    gather_pairs(left + x, line, first, second);
+    const f32x8 f = simd::load<f32x8>(fraction + x);
+    simd::store(out + x, (1.f - f) * first + f * second);
+  }
+  for (; x < width; ++x) out[x] = blend(fraction[x], line[left[x]], line[left[x] + 1]);
+}
+PYOPS_HD void blend_each(const int* left, const double* fraction, const double* line, int width, double* out) {
+  for (int x = 0; x < width; ++x) out[x] = blend(fraction[x], line[left[x]], line[left[x] + 1]);
+}
+
+PYOPS_HD void add_each_slope(const int* left, const float* line, const float* grad, int width, float* slopes) {
+  int x = 0;
+  for (; x + 8 <= width; x += 8) {
+    f32x8 first, second;
+    gather_pairs(left + x, line, first, second);
+    simd::store(slopes + x, simd::load<f32x8>(slopes + x) + simd::load<f32x8>(grad + x) * (first - second));
+  }
+  for (; x < width; ++x) slopes[x] += grad[x] * (line[left[x]] - line[left[x] + 1]);
+}
+PYOPS_HD void add_each_slope(const int* left, const double* line, const double* grad, int width, double* slopes) {
   for (int x = 0; x < width; ++x) slopes[x] += grad[x] * (line[left[x]] - line[left[x] + 1]);
 }
 

@@ -1,0 +1,358 @@
+"""Upsampling a disparity by context, and warping by it: the contract on its cases, every call, facts."""
+
+from __future__ import annotations
+
+import math
+
+import contract
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+import pyops
+from pyops import reference, testing
+from pyops.testing import Invalid, OpCase, in_double
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LEVELS = {torch.uint8: 255, torch.uint16: 65535}
+
+# ---- inputs --------------------------------------------------------------------------------------------
+
+
+def make_upsample(shape, dtype, device, generator):
+    """Shapes are batch, coarse height and width, scale."""
+    batch, height, width, scale = shape
+    disparity = torch.rand(batch, 1, height, width, generator=generator, dtype=torch.float64) * 8
+    fine = (batch, 9, height * scale, width * scale)
+    weights = torch.randn(fine, generator=generator, dtype=torch.float64).softmax(1)
+    return {"disparity": disparity.to(dtype).to(device), "weights": weights.to(dtype).to(device)}
+
+
+def make_mixed(shape, dtype, device, generator):
+    """Weights as autocast leaves them, beside a float32 disparity."""
+    inputs = make_upsample(shape, dtype, device, generator)
+    return inputs if dtype == torch.float64 else {**inputs, "disparity": inputs["disparity"].float()}
+
+
+def draw_image(shape, dtype, generator):
+    image = torch.rand(shape, generator=generator, dtype=torch.float64) * 1.2 - 0.1
+    return ((image.clamp(0, 1) * LEVELS[dtype]).round() if dtype in LEVELS else image).to(dtype)
+
+
+def draw_disparity(batch, height, width, dtype, generator):
+    """From a little beyond the left edge to a little beyond the right one, such that positions are exact.
+
+    Odd multiples of 1 / 1024: with others, samples of integers would often lie half-way between two levels.
+    """
+    column = torch.arange(width, dtype=torch.float64)
+    place = torch.rand(batch, 1, height, width, generator=generator, dtype=torch.float64) * (width + 4) - 2
+    return (((column - place) * 512).floor() + 0.5).div(512).to(dtype)
+
+
+def make_warp(shape, dtype, device, generator, plain=None):
+    """Shapes are batch, channels, height, width; the disparity is float32 beside integers or where `plain` says so."""
+    batch, channels, height, width = shape
+    floating = plain or (dtype if dtype.is_floating_point else torch.float32)
+    image = draw_image((batch, channels, height, width), dtype, generator)
+    disparity = draw_disparity(batch, height, width, floating, generator)
+    return {"image": image.to(device), "disparity": disparity.to(device)}
+
+
+def make_warp_float(shape, dtype, device, generator):
+    return make_warp(shape, dtype, device, generator, torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+# ---- where results and gradients jump ------------------------------------------------------------------
+
+
+def positions(inputs):
+    width = inputs["image"].shape[3]
+    return torch.arange(width, device=inputs["image"].device) - inputs["disparity"].double()
+
+
+def near_pixels(inputs, name):
+    image, position = inputs["image"], positions(inputs)
+    if name is None:
+        if image.is_floating_point():
+            return None
+        exact = reference.disparity_warp(**in_double({**inputs, "image": image.double() / LEVELS[image.dtype]}))
+        return ((exact.clamp(0, 1) * LEVELS[image.dtype]).frac() - 0.5).abs() < 1e-6 * LEVELS[image.dtype]
+    return ((position - position.round()).abs() < 1e-4).expand(image.shape) if name == "disparity" else None
+
+
+def poison_image(inputs, value):
+    """One pixel in the middle of the last image."""
+    image = inputs["image"].clone()
+    *_, height, width = image.shape
+    image[-1, 0, height // 2, width // 2] = value
+    below = positions(inputs).clamp(0, width - 1).floor()[-1, 0, height // 2]
+    mask = torch.zeros(image.shape, dtype=torch.bool)
+    mask[-1, 0, height // 2] = ((below == width // 2) | (below + 1 == width // 2)).cpu()
+    return {**inputs, "image": image}, mask.to(image.device)
+
+
+def poison_disparity(inputs, value):
+    """One coarse pixel."""
+    disparity = inputs["disparity"].clone()
+    disparity[-1, 0, 1, 1] = value
+    scale = inputs["weights"].shape[2] // disparity.shape[2]
+    mask = torch.zeros(len(disparity), 1, *inputs["weights"].shape[2:], dtype=torch.bool)
+    mask[-1, 0, : 3 * scale, : 3 * scale] = True
+    return {**inputs, "disparity": disparity}, mask.to(disparity.device)
+
+
+# ---- wrong calls ---------------------------------------------------------------------------------------
+
+
+def wrong(label, error, *words, **change):
+    return Invalid(label, change, error, words)
+
+
+def invalid_upsample(inputs):
+    disparity, weights = inputs["disparity"], inputs["weights"]
+    batch, _, height, width = disparity.shape
+    return [
+        wrong("no tensor", TypeError, "disparity", "torch.Tensor", "list", disparity=[1.0]),
+        wrong("no tensor", TypeError, "weights", "torch.Tensor", "NoneType", weights=None),
+        wrong("dtype", TypeError, "disparity", "float32", "int64", disparity=disparity.long()),
+        wrong("dtype", TypeError, "weights", "float32", "uint8", weights=weights.byte()),
+        wrong("rank", ValueError, "disparity", "[B, 1, h, w]", str([batch, height, width]), disparity=disparity[:, 0]),
+        wrong("two channels", ValueError, "disparity", "[B, 1, h, w]", disparity=disparity.expand(-1, 2, -1, -1)),
+        wrong("no row", ValueError, "disparity", str([batch, 1, 0, width]), disparity=disparity[:, :, :0]),
+        wrong("no column", ValueError, "disparity", str([batch, 1, height, 0]), disparity=disparity[..., :0]),
+        wrong("rank", ValueError, "weights", f"[B={batch}, 9,", weights=weights[0]),
+        wrong("channels", ValueError, "weights", "9", f"[{batch}, 8,", weights=weights[:, :8]),
+        wrong("batch", ValueError, "weights", f"[B={batch}", f"[{batch + 1}, 9,", weights=weights[:1].expand(batch + 1, -1, -1, -1)),
+        wrong("too small", ValueError, "weights", f"{height} x {width}", weights=weights[:, :, : height - 1]),
+        wrong("no multiple", ValueError, "weights", "integer", weights=weights[:, :, :-1]),
+        wrong("no multiple", ValueError, "weights", "integer", weights=weights[..., :-1]),
+        wrong("two factors", ValueError, "weights", "integer", weights=weights[..., :width]),
+        wrong("device", ValueError, "weights", "device", "meta", weights=weights.to("meta")),
+    ]  # fmt: skip
+
+
+def invalid_warp(inputs):
+    image, disparity = inputs["image"], inputs["disparity"]
+    shape = str(list(disparity.shape))
+    return [
+        wrong("no tensor", TypeError, "image", "torch.Tensor", "list", image=[1.0]),
+        wrong("no tensor", TypeError, "disparity", "torch.Tensor", "float", disparity=1.0),
+        wrong("dtype", TypeError, "image", "uint8", "int32", image=image.int()),
+        wrong("dtype", TypeError, "disparity", "float32", "uint8", disparity=disparity.byte()),
+        wrong("rank", ValueError, "image", "[B, C, H, W]", str(list(image[0].shape)), image=image[0]),
+        wrong("no channel", ValueError, "image", "above 0", image=image[:, :0]),
+        wrong("no row", ValueError, "image", "above 0", image=image[:, :, :0]),
+        wrong("no column", ValueError, "image", "above 0", image=image[..., :0]),
+        wrong("too wide", ValueError, "image", "2^24", image=image[..., :1].expand(-1, -1, -1, 2**24 + 1)),
+        wrong("rank", ValueError, "disparity", "[B=", disparity=disparity[:, 0]),
+        wrong("channels", ValueError, "disparity", "[B=", disparity=disparity.expand(-1, 2, -1, -1)),
+        wrong("batch", ValueError, "disparity", shape.replace(f"[{len(image)}", "[1"), disparity=disparity[:1]),
+        wrong("rows", ValueError, "disparity", "H=", disparity=disparity[:, :, 1:]),
+        wrong("columns", ValueError, "disparity", "W=", disparity=disparity[..., 1:]),
+        wrong("device", ValueError, "disparity", "device", "meta", disparity=disparity.to("meta")),
+    ]  # fmt: skip
+
+
+# ---- cases ---------------------------------------------------------------------------------------------
+
+
+def upsample_case(name, make):
+    return OpCase(
+        name=f"context_upsample{name}",
+        function=pyops.context_upsample,
+        reference=reference.context_upsample,
+        make_inputs=make,
+        differentiable=("disparity", "weights"),
+        dtypes=FLOATS,
+        shapes=((2, 33, 47, 4), (1, 5, 7, 3), (1, 1, 1, 5), (2, 6, 11, 1), (1, 3, 2, 37), (1, 2, 300, 2), (0, 3, 4, 2)),
+        small=((2, 4, 5, 3), (3, 5, 8, 2)),
+        tiny=(2, 2, 3, 2),
+        poison=poison_disparity,
+        invalid=invalid_upsample,
+    )  # fmt: skip
+
+
+def warp_case(name, make):
+    return OpCase(
+        name=f"disparity_warp{name}",
+        function=pyops.disparity_warp,
+        reference=reference.disparity_warp,
+        make_inputs=make,
+        differentiable=("image", "disparity"),
+        dtypes=(*FLOATS, *LEVELS),
+        shapes=((2, 3, 65, 190), (1, 1, 5, 9), (3, 2, 4, 1), (1, 17, 2, 8), (1, 2, 3, 2), (0, 3, 4, 5)),
+        small=((2, 3, 7, 12), (3, 5, 8, 9)),
+        tiny=(2, 2, 3, 4),
+        near_discontinuity=near_pixels,
+        poison=poison_image,
+        invalid=invalid_warp,
+    )
+
+
+CASES = [
+    upsample_case("", make_upsample),
+    upsample_case("-mixed", make_mixed),
+    warp_case("", make_warp),
+    warp_case("-float", make_warp_float),
+]
+
+
+class TestContract(contract.Contract):
+    cases = CASES
+
+
+# ---- any call at all -----------------------------------------------------------------------------------
+
+
+def any_layout(draw, t):
+    order = draw(st.permutations(range(4)))
+    t = t.permute(order).contiguous().permute([order.index(i) for i in range(4)])
+    return torch.stack([t, t], -1).flatten(-2)[..., ::2] if draw(st.booleans()) else t
+
+
+@st.composite
+def calls(draw):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    batch, height, width = draw(st.integers(0, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 40))
+    kinds = [draw(st.sampled_from(FLOATS)) for _ in range(2)]
+    if draw(st.booleans()):
+        inputs = make_upsample((batch, height, width, draw(st.integers(1, 9))), torch.float64, "cpu", generator)
+    else:
+        kinds[0] = draw(st.sampled_from((*FLOATS, *LEVELS)))
+        shape = (batch, draw(st.integers(1, 9)), height, width)
+        image = draw_image(shape, kinds[0], generator)
+        inputs = {"image": image, "disparity": draw_disparity(batch, height, width, torch.float64, generator)}
+    pairs = zip(inputs.items(), kinds, strict=True)
+    return {name: any_layout(draw, t.to(kind)) for (name, t), kind in pairs}
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(calls())
+def test_any_call(inputs):
+    name = "disparity_warp" if "image" in inputs else "context_upsample"
+    function, definition = getattr(pyops, name), getattr(reference, name)
+    first = next(iter(inputs.values()))
+    result, exact = function(**inputs), definition(**in_double(inputs))
+    assert result.dtype == first.dtype and result.shape == exact.shape
+    if not result.is_floating_point():
+        testing.assert_close_with_boundary_band(result, exact, near_pixels(inputs, None), atol=0, max_share=0.1)
+        return
+    contract.assert_values_close(function, definition, inputs)
+    upstream = torch.randn(result.shape, dtype=torch.float64)
+    if "image" in inputs:
+        upstream = upstream.masked_fill(near_pixels(inputs, "disparity"), 0)
+    rounding = torch.finfo(torch.float32).eps
+    contract.assert_gradients_close(
+        function, definition, inputs, list(inputs), upstream.to(result.dtype), rounding=rounding
+    )
+
+
+# ---- facts: context_upsample ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8, 11])
+def test_one_weight_is_one_neighbour(scale):
+    """Weight k alone takes the coarse pixel dy rows below and dx columns right, and nothing beyond the image."""
+    disparity = torch.rand(2, 1, 5, 6) + 1
+    around = F.pad(disparity, (1, 1, 1, 1))
+    for k in range(9):
+        weights = torch.zeros(2, 9, 5 * scale, 6 * scale)
+        weights[:, k] = 1
+        dy, dx = divmod(k, 3)
+        expected = around[:, :, dy : dy + 5, dx : dx + 6].repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+        assert torch.equal(pyops.context_upsample(disparity, weights), expected)
+
+
+def test_upsample_is_unfold_and_interpolate():
+    disparity, weights = torch.rand(2, 1, 12, 17) * 64, torch.randn(2, 9, 48, 68).softmax(1)
+    near = F.interpolate(F.unfold(disparity, 3, 1, 1).view(2, 9, 12, 17), (48, 68), mode="nearest")
+    assert_close(pyops.context_upsample(disparity, weights), (near * weights).sum(1, keepdim=True), rtol=1e-6, atol=1e-5)
+
+
+def test_upsample_of_a_constant_is_it_inside():
+    weights = torch.randn(1, 9, 24, 40).softmax(1)
+    fine = pyops.context_upsample(torch.full((1, 1, 6, 10), 7.0), weights)
+    assert_close(fine[..., 4:-4, 4:-4], torch.full((1, 1, 16, 32), 7.0))
+    assert (fine <= 7 + 1e-5).all() and (fine[..., 0, 0] < 7).all()
+
+
+def test_upsample_beyond_the_image_is_zero_times_the_weight():
+    """As in the definition: an infinite weight of a neighbour that is not there makes NaN."""
+    weights = torch.ones(1, 9, 6, 6)
+    weights[0, 0] = math.inf
+    disparity = torch.ones(1, 1, 3, 3)
+    found, expected = (m.context_upsample(disparity, weights) for m in (pyops, reference))
+    assert torch.equal(found.isnan(), expected.isnan()) and found[0, 0, 0, 0].isnan()
+
+
+def test_upsample_gradients_are_adjoint():
+    """<g, A d> = <A' g, d> with A linear in either argument."""
+    disparity, weights = torch.rand(2, 1, 7, 9).double(), torch.randn(2, 9, 35, 45).double()
+    grad = torch.randn(2, 1, 35, 45).double()
+    inner = (grad * pyops.context_upsample(disparity, weights)).sum()
+    to = torch.ops.pyops.context_upsample_backward(grad, disparity, weights, True, True)
+    assert_close((to[0] * disparity).sum(), inner)
+    assert_close((to[1] * weights).sum(), inner)
+
+
+# ---- facts: disparity_warp -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *LEVELS])
+@pytest.mark.parametrize("shift", [0, 1, 5, -3, 40, -40])
+def test_whole_disparities_move_pixels(dtype, shift):
+    image = draw_image((2, 3, 4, 11), dtype, torch.Generator().manual_seed(0))
+    column = (torch.arange(11) - shift).clamp(0, 10)
+    expected = image.double()[..., column].to(dtype)
+    assert torch.equal(pyops.disparity_warp(image, torch.full((2, 1, 4, 11), float(shift))), expected)
+
+
+def test_warp_is_grid_sample():
+    image, disparity = torch.rand(2, 3, 9, 31), torch.rand(2, 1, 9, 31) * 20 - 5
+    x = (torch.arange(31.0) - disparity[:, 0]) / 30 * 2 - 1
+    y = torch.linspace(-1, 1, 9)[None, :, None].expand_as(x)
+    theirs = F.grid_sample(image, torch.stack([x, y], -1), padding_mode="border", align_corners=True)
+    assert_close(pyops.disparity_warp(image, disparity), theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8, torch.uint16])
+def test_disparities_that_are_not_finite(dtype):
+    """Infinities sample the border; NaN gives NaN, or 0 in integers. Neither has a gradient."""
+    image = draw_image((1, 2, 1, 6), dtype, torch.Generator().manual_seed(1))
+    disparity = torch.tensor([0.0, math.inf, -math.inf, math.nan, 1e30, -1e30])[None, None, None]
+    out = pyops.disparity_warp(image, disparity)
+    column = torch.tensor([0, 0, 5, 0, 0, 5])
+    expected = image.double()[..., column].to(dtype)
+    known = torch.tensor([True, True, True, False, True, True])
+    assert torch.equal(out[..., known], expected[..., known])
+    unknown = out[..., 3]
+    assert unknown.isnan().all() if dtype.is_floating_point else (unknown.double() == 0).all()
+    if dtype.is_floating_point:
+        _, grads = testing.gradients(
+            pyops.disparity_warp, dict(image=image, disparity=disparity), ["image", "disparity"], torch.ones(1, 2, 1, 6)
+        )
+        assert torch.equal(grads["image"], torch.tensor([3.0, 0, 0, 0, 0, 2]).to(dtype).expand(1, 2, 1, 6))
+        assert (grads["disparity"] == 0).all()
+
+
+def test_all_samples_at_one_pixel():
+    """A row's sums stay exact where thousands of samples meet."""
+    image, disparity = torch.rand(1, 1, 2, 5000), torch.full((1, 1, 2, 5000), 1e6)
+    grad = torch.rand(1, 1, 2, 5000)
+    to, _ = torch.ops.pyops.disparity_warp_backward(grad, image, disparity, True, False)
+    assert_close(to[..., 0].double(), grad.double().sum(-1), rtol=1e-6, atol=0)
+    assert (to[..., 1:] == 0).all()
+
+
+def test_gradient_of_a_ramp():
+    """On a ramp every sample inside moves by minus the ramp's slope."""
+    image = torch.arange(20.0).expand(1, 3, 2, 20).contiguous()
+    disparity = torch.full((1, 1, 2, 20), 4.25, requires_grad=True)
+    out = pyops.disparity_warp(image, disparity)
+    out.sum().backward()
+    inside = torch.arange(20) > 4
+    assert_close(out[..., inside], (torch.arange(20.0) - 4.25)[inside].expand(1, 3, 2, -1))
+    assert torch.equal(disparity.grad, torch.where(inside, -3.0, 0.0).expand(1, 1, 2, 20))
