@@ -11,6 +11,9 @@ constexpr int64_t kMaxWidth = int64_t(1) << 24;  // pixels of a warped row: ever
 
 inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
 
+// For backends that compute in float32 alone.
+inline void check_no_double(bool as_double) { PYOPS_CHECK(!as_double, "float64 is for CPU tensors"); }
+
 // ---- context_upsample ------------------------------------------------------------------------------------------------
 
 struct Upsampling {
@@ -18,8 +21,8 @@ struct Upsampling {
   int height, width, scale;  // of the coarse image
   bool as_double;            // arithmetic
 
-  int64_t rows() const { return int64_t(height) * scale; }
-  int64_t columns() const { return int64_t(width) * scale; }
+  PYOPS_HD int64_t rows() const { return int64_t(height) * scale; }
+  PYOPS_HD int64_t columns() const { return int64_t(width) * scale; }
 };
 
 inline Upsampling check_upsample(const Tensor& disparity, const Tensor& weights) {
