@@ -7,6 +7,7 @@ from .ops.groupwise import groupwise_correlation
 from .ops.local_correlation import local_correlation
 from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.disparity import context_upsample, disparity_warp
+from .ops.groupwise import groupwise_correlation
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .ops.modulation import ModulationWeights, relation_aware_modulation
 from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample

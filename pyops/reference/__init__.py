@@ -9,8 +9,10 @@ from .groupwise import groupwise_correlation
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
 from .disparity import context_upsample, disparity_warp
+from .groupwise import groupwise_correlation
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .modulation import relation_aware_modulation
+from .motif import camp_conv, constant_highpass
 from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "corr2d_lookup",
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
+    "camp_conv",
+    "constant_highpass",
     "context_upsample",
     "disparity_warp",
     "fuse_luts",
