@@ -278,6 +278,8 @@ def _groupwise_samples() -> list[Inputs]:
     left, right = torch.randn(2, 2, 12, 9, 40, generator=generator).unbind()
     inputs = dict(left=left, right=right, max_disparity=18, groups=3)
     return [inputs, dict(inputs, normalize=True)]
+
+
 def _upsample_samples() -> list[Inputs]:
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 1, 10, 13), (2, 9, 40, 52))
