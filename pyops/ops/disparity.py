@@ -19,10 +19,10 @@ def context_upsample(disparity: Tensor, weights: Tensor) -> Tensor:
     """Upsamples a disparity by weights of its own for every fine pixel: a sum over the 3x3 coarse pixels around it.
 
     Convention:
-        Fine pixel (y, x) lies in coarse pixel (y // s, x // s). Weight k = 3 * (dy + 1) + (dx + 1) belongs to the coarse
-        pixel dy rows below and dx columns right of that one, dy and dx from -1 to 1; beyond the image there is 0. This
-        is the order of ``F.unfold(disparity, 3, padding=1)``. Softmax, and the factor by which a disparity grows with
-        the image, are the caller's: usually ``context_upsample(s * disparity, logits.softmax(1))``.
+        Fine pixel (y, x) lies in coarse pixel (y // s, x // s). Weight k = 3 * (dy + 1) + (dx + 1) belongs to the
+        coarse pixel dy rows below and dx columns right of that one, dy and dx from -1 to 1; beyond the image there is
+        0. This is the order of ``F.unfold(disparity, 3, padding=1)``. Softmax, and the factor by which a disparity
+        grows with the image, are the caller's: usually ``context_upsample(s * disparity, logits.softmax(1))``.
 
     Args:
         disparity: ``[B, 1, h, w]``; float32, float16, bfloat16 or float64 (CPU), any strides.
@@ -82,7 +82,8 @@ def disparity_warp(image: Tensor, disparity: Tensor) -> Tensor:
         ties to even.
 
     Args:
-        image: ``[B, C, H, W]``, W at most 2^24; float32, float16, bfloat16, float64 (CPU), uint8 or uint16; any strides.
+        image: ``[B, C, H, W]``, W at most 2^24; float32, float16, bfloat16, float64 (CPU), uint8 or uint16; any
+            strides.
         disparity: ``[B, 1, H, W]``; any float dtype (float64 on a CPU), any strides.
 
     Returns:
