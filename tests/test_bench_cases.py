@@ -18,6 +18,7 @@ from bench import case as cases  # noqa: E402
 from bench import inputs, run  # noqa: E402
 from bench.models.cotf import SMALL_FLOPS, WEIGHT_BYTES, CoTF  # noqa: E402
 from bench.ops.corr1d import Corr1d  # noqa: E402
+from bench.ops.disparity import Upsample, Warp  # noqa: E402
 from bench.ops.groupwise import Groupwise  # noqa: E402
 from bench.ops.local_correlation import LocalCorrelation  # noqa: E402
 from bench.ops.lookup import Lookup  # noqa: E402
@@ -25,6 +26,7 @@ from bench.ops.modulation import MULTIPLY_ADDS, Modulation  # noqa: E402
 from bench.ops.sampling import Sampling  # noqa: E402
 from bench.peers import corr1d as corr1d_peers  # noqa: E402
 from bench.peers import cotf as cotf_peers  # noqa: E402
+from bench.peers import disparity as disparity_peers  # noqa: E402
 from bench.peers import groupwise as groupwise_peers  # noqa: E402
 from bench.peers import local_correlation as local_correlation_peers  # noqa: E402
 from bench.peers import lookup as lookup_peers  # noqa: E402
@@ -217,6 +219,40 @@ def test_local_correlation_finds_out_other_work(changes):
     if case.backward:
         assert not matches(case, [expected[0], torch.zeros_like(expected[1]), expected[2]], expected)
         assert not matches(case, [expected[0], expected[1], expected[2] * 1.01], expected)
+STEREO = [
+    Upsample(shape=(5, 7), scale=3),
+    Upsample(shape=(5, 7), backward=True),
+    Upsample(shape=(5, 7), dtype=torch.bfloat16, batch=2),
+    Upsample(shape=(1, 1), scale=1, overhead=True),
+    Warp(shape=(9, 90)),
+    Warp(shape=(9, 90), channels=5, backward=True, batch=2),
+    Warp(shape=(9, 90), dtype=torch.uint8, channels_last=True),
+    Warp(shape=(9, 90), dtype=torch.float16),
+    Warp(shape=(1, 1), overhead=True),
+]
+
+
+@pytest.mark.parametrize("case", STEREO, ids=lambda case: case.name)
+def test_disparity_contestants_agree(case):
+    assert disagreeing(case, disparity_peers.PEERS) == []
+
+
+@pytest.mark.parametrize("case", [c for c in STEREO if not c.overhead], ids=lambda case: case.name)
+def test_disparity_finds_out_other_work(case):
+    """Neighbours in the other order, no weights, a shift the other way, none at all, a gradient left out."""
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    function = disparity_peers.interpolated if isinstance(case, Upsample) else disparity_peers.grid_sample
+    assert matches(case, case.task(function, x)(), expected)
+    if isinstance(case, Upsample):
+        others = {"weights": x["weights"].flip(1)}, {"weights": torch.full_like(x["weights"], 1 / 9)}
+    else:
+        others = {"disparity": -x["disparity"]}, {"disparity": torch.zeros_like(x["disparity"])}
+    for other in others:
+        assert not matches(case, case.task(function, {**x, **other})(), expected)
+    for i in range(1, len(expected)):
+        left_out = [torch.zeros_like(t) if i == k else t for k, t in enumerate(expected)]
+        assert not matches(case, left_out, expected)
 
 
 def test_logits_keep_off_the_pixels():
@@ -314,13 +350,15 @@ def test_cotf_finds_out_other_work(name):
         (replace(SMALL, antialias=True, adaptive=True), sampling_peers.dense_compiled),
         (PICTURE, modulation_peers.compiled),
         (VOLUME, groupwise_peers.compiled),
+        (STEREO[0], disparity_peers.compiled_upsample),
+        (STEREO[4], disparity_peers.compiled_warp),
     ],
     ids=lambda value: value.title if isinstance(value, cases.Case) else value.__name__,
 )
 def test_copies_of_the_inputs_share_a_compilation(case, build, monkeypatch):
     """On a GPU a sweep goes over many: each compiling anew would end in the limit of recompilations, uncompiled."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    for peers in (groupwise_peers, sampling_peers):
+    for peers in (disparity_peers, groupwise_peers, sampling_peers):
         peers._compiled.cache_clear()
     torch.compiler.reset()
     first = case.inputs(CPU)
@@ -331,7 +369,7 @@ def test_copies_of_the_inputs_share_a_compilation(case, build, monkeypatch):
             with torch._dynamo.config.patch(error_on_recompile=bool(results)):
                 results.append(build(case, x)())
     assert torch.equal(*results)
-    for peers in (groupwise_peers, sampling_peers):
+    for peers in (disparity_peers, groupwise_peers, sampling_peers):
         peers._compiled.cache_clear()
 
 

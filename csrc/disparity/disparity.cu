@@ -46,8 +46,8 @@ __global__ void __launch_bounds__(kThreads)
   const int column = int(x) / p.scale;
   for (int64_t b = blockIdx.z; b < p.batch; b += gridDim.z)
     for (int64_t y = blockIdx.y; y < p.rows(); y += gridDim.y) {
-      const W* const from = static_cast<const W*>(weights.at.data) + b * weights.at.batch + y * weights.at.row +
-                            x * weights.at.column;
+      const W* const from =
+          static_cast<const W*>(weights.at.data) + b * weights.at.batch + y * weights.at.row + x * weights.at.column;
       W weight[kNeighbours];
 #pragma unroll
       for (int k = 0; k < kNeighbours; ++k) weight[k] = from[k * weights.at.channel];
@@ -88,8 +88,8 @@ __global__ void __launch_bounds__(kThreads)
       float sum = 0.f;
       for (int64_t row = y - 1; row <= y + 1; ++row) {
         if (row < 0 || row >= p.height || x >= p.width) continue;
-        const W* const planes = static_cast<const W*>(weights.at.data) + b * weights.at.batch +
-                                3 * (y - row + 1) * weights.at.channel;
+        const W* const planes =
+            static_cast<const W*>(weights.at.data) + b * weights.at.batch + 3 * (y - row + 1) * weights.at.channel;
         for (int64_t fine = row * p.scale; fine < (row + 1) * p.scale; ++fine)
           for (int j = lane; j < p.scale; j += lanes) {
 #pragma unroll
@@ -103,8 +103,7 @@ __global__ void __launch_bounds__(kThreads)
           }
       }
       for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
-      if (lane == 0 && x < p.width)
-        store_pixel(to, b * to.at.batch + y * to.at.row + x * to.at.column, sum);
+      if (lane == 0 && x < p.width) store_pixel(to, b * to.at.batch + y * to.at.row + x * to.at.column, sum);
     }
 }
 
@@ -121,8 +120,8 @@ Tensor context_upsample(const Tensor& disparity, const Tensor& weights) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> context_upsample_backward(const Tensor& grad, const Tensor& disparity,
-                                                     const Tensor& weights, bool need_disparity, bool need_weights) {
+std::tuple<Tensor, Tensor> context_upsample_backward(const Tensor& grad, const Tensor& disparity, const Tensor& weights,
+                                                     bool need_disparity, bool need_weights) {
   const Upsampling p = check_upsample(disparity, weights);
   check_no_double(p.as_double || is_double(grad));
   check_gradient(p, grad, disparity);
@@ -135,9 +134,8 @@ std::tuple<Tensor, Tensor> context_upsample_backward(const Tensor& grad, const T
   dispatch_float(weights.scalar_type(), "weights", [&](auto zero) {
     using W = decltype(zero);
     if (need_weights)
-      launch("context_upsample_backward (weights)", weight_gradients<W>,
-             blocks_of(p, p.columns(), p.rows(), kThreads), kThreads, 0, scope.stream(), p, upstream,
-             picture_of(disparity), picture_of(to_weights));
+      launch("context_upsample_backward (weights)", weight_gradients<W>, blocks_of(p, p.columns(), p.rows(), kThreads),
+             kThreads, 0, scope.stream(), p, upstream, picture_of(disparity), picture_of(to_weights));
     if (need_disparity)
       launch("context_upsample_backward (disparity)", disparity_gradient<W>,
              blocks_of(p, p.width, p.height, kThreads / lanes), kThreads, 0, scope.stream(), p, upstream,

@@ -32,8 +32,9 @@ inline Upsampling check_upsample(const Tensor& disparity, const Tensor& weights)
   PYOPS_CHECK(weights.dim() == 4 && weights.size(0) == disparity.size(0) && weights.size(1) == kNeighbours,
               "weights must be [B, 9, s * h, s * w] with disparity's B");
   const int64_t scale = weights.size(2) / disparity.size(2);
-  PYOPS_CHECK(scale >= 1 && weights.size(2) == scale * disparity.size(2) && weights.size(3) == scale * disparity.size(3),
-              "weights must be [B, 9, s * h, s * w] for one integer s of at least 1");
+  PYOPS_CHECK(
+      scale >= 1 && weights.size(2) == scale * disparity.size(2) && weights.size(3) == scale * disparity.size(3),
+      "weights must be [B, 9, s * h, s * w] for one integer s of at least 1");
   PYOPS_CHECK(weights.size(2) <= kMaxSize && weights.size(3) <= kMaxSize,
               "an axis of weights must have at most 2^30 elements");
   check_same_device(weights, disparity, "weights");
@@ -67,9 +68,8 @@ inline Warping check_warp(const Tensor& image, const Tensor& disparity) {
       is_floating(image) || image.scalar_type() == ScalarType::Byte || image.scalar_type() == ScalarType::UInt16,
       "image must be floating point, uint8 or uint16");
   PYOPS_CHECK(is_floating(disparity), "disparity must be floating point");
-  PYOPS_CHECK(
-      sizes_of(disparity) == (std::vector<int64_t>{image.size(0), 1, image.size(2), image.size(3)}),
-      "disparity must be [B, 1, H, W] with image's B, H and W");
+  PYOPS_CHECK(sizes_of(disparity) == (std::vector<int64_t>{image.size(0), 1, image.size(2), image.size(3)}),
+              "disparity must be [B, 1, H, W] with image's B, H and W");
   PYOPS_CHECK(image.size(3) <= kMaxWidth, "a row of image must have at most 2^24 pixels");
   check_same_device(disparity, image, "disparity");
   return {image.size(0), image.size(1), image.size(2), int(image.size(3)), is_double(image) || is_double(disparity)};

@@ -137,46 +137,46 @@ PYOPS_HD void join_each(const double* sums, int width, A* __restrict to) {
 
 }  // namespace
 
-#define PYOPS_ROW_FUNCTIONS(A, VERSIONS)                                                                             \
-  template <>                                                                                                        \
-  VERSIONS void replicate(const A* from, int64_t n, int scale, A* to) {                                              \
-    replicate_each(from, n, scale, to);                                                                              \
-  }                                                                                                                  \
-  template <>                                                                                                        \
-  VERSIONS void combine(const Near<A>& near, const Planes<const A>& weights, int64_t n, A* out) {                    \
-    combine_each(near, weights, n, out);                                                                             \
-  }                                                                                                                  \
-  template <>                                                                                                        \
-  VERSIONS void multiply(const Near<A>& near, const A* grad, int64_t n, const Planes<A>& to) {                       \
-    multiply_each(near, grad, n, to);                                                                                \
-  }                                                                                                                  \
-  template <>                                                                                                        \
-  VERSIONS void add_products(const A* grad, const Planes<const A>& weights, int64_t n, const Planes<A>& sums) {      \
-    add_three(grad, weights, n, sums);                                                                               \
-  }                                                                                                                  \
-  template <>                                                                                                        \
-  VERSIONS void fold(const Planes<A>& sums, int64_t n, int scale, A* line, A* to) {                                  \
-    fold_each(sums, n, scale, line, to);                                                                             \
-  }                                                                                                                  \
-  template <>                                                                                                        \
-  VERSIONS void place_taps(const A* disparity, int width, Taps<A>& taps) {                                           \
-    place_each(disparity, width, taps.left.data(), taps.fraction.data(), taps.inside.data());                        \
-  }                                                                                                                  \
-  template <>                                                                                                        \
-  VERSIONS void blend_taps(const Taps<A>& taps, const A* line, int width, A* out) {                                  \
-    blend_each(taps.left.data(), taps.fraction.data(), line, width, out);                                            \
-  }                                                                                                                  \
-  template <>                                                                                                        \
-  VERSIONS void add_slopes(const Taps<A>& taps, const A* line, const A* grad, int width, A* slopes) {                \
-    add_each_slope(taps.left.data(), line, grad, width, slopes);                                                     \
-  }                                                                                                                  \
-  template <>                                                                                                        \
-  VERSIONS void spread_taps(const Taps<A>& taps, const A* grad, int width, double* sums) {                           \
-    spread_each(taps.left.data(), taps.fraction.data(), grad, width, sums);                                          \
-  }                                                                                                                  \
-  template <>                                                                                                        \
-  VERSIONS void join_sums(const double* sums, int width, A* to) {                                                    \
-    join_each(sums, width, to);                                                                                      \
+#define PYOPS_ROW_FUNCTIONS(A, VERSIONS)                                                                        \
+  template <>                                                                                                   \
+  VERSIONS void replicate(const A* from, int64_t n, int scale, A* to) {                                         \
+    replicate_each(from, n, scale, to);                                                                         \
+  }                                                                                                             \
+  template <>                                                                                                   \
+  VERSIONS void combine(const Near<A>& near, const Planes<const A>& weights, int64_t n, A* out) {               \
+    combine_each(near, weights, n, out);                                                                        \
+  }                                                                                                             \
+  template <>                                                                                                   \
+  VERSIONS void multiply(const Near<A>& near, const A* grad, int64_t n, const Planes<A>& to) {                  \
+    multiply_each(near, grad, n, to);                                                                           \
+  }                                                                                                             \
+  template <>                                                                                                   \
+  VERSIONS void add_products(const A* grad, const Planes<const A>& weights, int64_t n, const Planes<A>& sums) { \
+    add_three(grad, weights, n, sums);                                                                          \
+  }                                                                                                             \
+  template <>                                                                                                   \
+  VERSIONS void fold(const Planes<A>& sums, int64_t n, int scale, A* line, A* to) {                             \
+    fold_each(sums, n, scale, line, to);                                                                        \
+  }                                                                                                             \
+  template <>                                                                                                   \
+  VERSIONS void place_taps(const A* disparity, int width, Taps<A>& taps) {                                      \
+    place_each(disparity, width, taps.left.data(), taps.fraction.data(), taps.inside.data());                   \
+  }                                                                                                             \
+  template <>                                                                                                   \
+  VERSIONS void blend_taps(const Taps<A>& taps, const A* line, int width, A* out) {                             \
+    blend_each(taps.left.data(), taps.fraction.data(), line, width, out);                                       \
+  }                                                                                                             \
+  template <>                                                                                                   \
+  VERSIONS void add_slopes(const Taps<A>& taps, const A* line, const A* grad, int width, A* slopes) {           \
+    add_each_slope(taps.left.data(), line, grad, width, slopes);                                                \
+  }                                                                                                             \
+  template <>                                                                                                   \
+  VERSIONS void spread_taps(const Taps<A>& taps, const A* grad, int width, double* sums) {                      \
+    spread_each(taps.left.data(), taps.fraction.data(), grad, width, sums);                                     \
+  }                                                                                                             \
+  template <>                                                                                                   \
+  VERSIONS void join_sums(const double* sums, int width, A* to) {                                               \
+    join_each(sums, width, to);                                                                                 \
   }
 PYOPS_ROW_FUNCTIONS(float, PYOPS_MULTIVERSION)
 PYOPS_ROW_FUNCTIONS(double, )

@@ -27,7 +27,10 @@ template <class A>
 class Lines {
  public:
   Lines(const Upsampling& p, const Image& disparity)
-      : p_(p), disparity_(disparity), coarse_(p.width + 2, A(0)), memory_(3 * (p.columns() + 2 * p.scale + kOverhang)) {}
+      : p_(p),
+        disparity_(disparity),
+        coarse_(p.width + 2, A(0)),
+        memory_(3 * (p.columns() + 2 * p.scale + kOverhang)) {}
 
   // From fine pixel `first` on, of fine row `row` of image b.
   Near<A> at(int64_t b, int64_t row, int64_t first) {
@@ -171,8 +174,8 @@ Tensor context_upsample(const Tensor& disparity, const Tensor& weights) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> context_upsample_backward(const Tensor& grad, const Tensor& disparity,
-                                                     const Tensor& weights, bool need_disparity, bool need_weights) {
+std::tuple<Tensor, Tensor> context_upsample_backward(const Tensor& grad, const Tensor& disparity, const Tensor& weights,
+                                                     bool need_disparity, bool need_weights) {
   const Upsampling p = check_upsample(disparity, weights);
   check_gradient(p, grad, disparity);
   const Tensor to_disparity = new_gradient(disparity, need_disparity), to_weights = new_gradient(weights, need_weights);

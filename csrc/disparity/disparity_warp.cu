@@ -91,8 +91,8 @@ __global__ void __launch_bounds__(kThreads) disparity_gradient(const Warping p, 
 }
 
 // `window` columns at a time; a row wider than that is walked once for each.
-__global__ void __launch_bounds__(kThreads) image_gradient(const Warping p, const Picture grad, const Picture disparity,
-                                                           const Picture to, int window) {
+__global__ void __launch_bounds__(kThreads)
+    image_gradient(const Warping p, const Picture grad, const Picture disparity, const Picture to, int window) {
   PYOPS_DYNAMIC_SHARED(uint32_t, shared);
   uint32_t *const low = shared, *const high = low + window, *const spoiled = high + window;
   __shared__ uint32_t bound;
