@@ -10,6 +10,7 @@ from .ops.disparity import context_upsample, disparity_warp
 from .ops.groupwise import groupwise_correlation
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .ops.modulation import ModulationWeights, relation_aware_modulation
+from .ops.motif import camp_conv, constant_highpass
 from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "corr1d_lookup",
     "corr1d_lookup_on_demand",
     "corr1d_pyramid",
+    "camp_conv",
+    "constant_highpass",
     "context_upsample",
     "disparity_warp",
     "fuse_luts",

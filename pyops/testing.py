@@ -298,6 +298,11 @@ def _local_correlation_samples() -> list[Inputs]:
     first, second = torch.randn(2, 2, 12, 9, 40, generator=generator).unbind()
     inputs = dict(first=first, second=second, radius=4)
     return [inputs, dict(inputs, radius=2, dilation=3)]
+def _camp_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 4, 20, 25), (2, 10, 20, 25), (4, 3, 3, 3)
+    motif, features, kernel = (torch.randn(shape, generator=generator) for shape in shapes)
+    return [dict(motif=motif.softmax(1), features=features, kernel=kernel / 4)]
 
 
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
@@ -312,6 +317,8 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "interval_vertices": lambda: [dict(logits=torch.linspace(-2, 2, 22).view(2, 11).sin())],
     "context_upsample": _upsample_samples,
     "disparity_warp": _warp_samples,
+    "constant_highpass": lambda: [dict(features=torch.linspace(-9, 9, 2400).sin().view(2, 6, 10, 20))],
+    "camp_conv": _camp_samples,
     "separable_grid_sample": lambda: _sampling_samples(0),
     "adaptive_grid_sample": lambda: _sampling_samples(1),
     "inverse_vertices": lambda: [dict(vertices=torch.linspace(-1, 1, 9).mul(1.57).sin(), size=30)],
