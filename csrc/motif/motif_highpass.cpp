@@ -1,5 +1,5 @@
-// constant_highpass on the CPU: rows one after another. Sums over the channels go before by a row, so that what was added
-// up is still in a cache when the ninth of it is subtracted, and every feature is read from memory once.
+// constant_highpass on the CPU: a few rows one after another. Sums over the channels go before by a row, so that what was
+// added up is still in a cache when the ninth of it is subtracted, and every feature is read from memory once.
 #include <torch/csrc/stable/ops.h>
 
 #include "../sampling/sampling_rows.h"
@@ -16,6 +16,7 @@ using sampling::store_row;
 using torch::stable::parallel_for;
 
 constexpr int64_t kGrain = 1 << 16;  // features worth a thread
+constexpr int64_t kSpan = 2048;      // pixels of a channel that are read in one go, where a row has fewer
 
 #define PYOPS_HIGHPASS_ROWS(A)                                                                                    \
   PYOPS_MULTIVERSION void add_rows(A* sum, const A* const* rows, int count, bool fresh, int64_t n) {              \
@@ -57,59 +58,84 @@ class Highpass {
       : from_(features),
         to_(result),
         pixels_(from_.interleaved() && to_.interleaved()),
-        sums_(4 * from_.width, A(0)),
+        rows_(std::min(from_.height, ceil_div(kSpan, from_.width))),
+        sums_((rows_ + 2) * from_.width),
         line_(from_.width),
-        low_(from_.width),
-        buffer_((pixels_ ? from_.channels : rows::kBundle) * from_.width) {}
+        low_(rows_ * from_.width),
+        buffer_(pixels_ ? from_.channels * from_.width : rows::kBundle * rows_ * from_.width) {}
 
   // Rows [first, last) of image b.
   void run(int64_t b, int64_t first, int64_t last) {
-    add(b, first - 1), add(b, first);
-    for (int64_t row = first; row < last; ++row) {
-      add(b, row + 1);
-      box(sums(row - 1), sums(row), sums(row + 1), line_.data(), low_.data(), from_.width);
-      pixels_ ? subtract_all_at_once(b, row) : subtract_by_channel(b, row);
+    const int64_t width = from_.width;
+    A* const sums = sums_.data();  // from the row before on
+    add(b, first - 1, 1, sums), add(b, first, 1, sums + width);
+    for (int64_t row = first; row < last; row += rows_) {
+      const int64_t count = std::min(rows_, last - row);
+      add(b, row + 1, count, sums + 2 * width);
+      for (int64_t i = 0; i < count; ++i) {
+        const A* const above = sums + i * width;
+        box(above, above + width, above + 2 * width, line_.data(), low_.data() + i * width, width);
+      }
+      pixels_ ? subtract_all_at_once(b, row, count) : subtract_by_channel(b, row, count);
+      std::copy_n(sums + count * width, 2 * width, sums);
     }
   }
 
  private:
-  A* sums(int64_t row) { return sums_.data() + (row + 4) % 4 * from_.width; }
-
-  void add(int64_t b, int64_t row) {
-    const int64_t width = from_.width, channels = from_.channels;
-    A* const sum = sums(row);
-    if (row < 0 || row >= from_.height) return std::fill(sum, sum + width, A(0));
+  // Sums of `count` rows, some of which may not exist.
+  void add(int64_t b, int64_t row, int64_t count, A* sum) {
+    const int64_t width = from_.width, begin = std::max<int64_t>(row, 0), end = std::min(row + count, from_.height);
+    if (begin > row || end < row + count) std::fill(sum, sum + count * width, A(0));
+    if (begin >= end) return;
+    sum += (begin - row) * width;
     if (pixels_) {
-      const A* values = get(from_, from_.at(b, 0, row), 1, channels * width, buffer_.data());
-      return add_pixels(sum, values, channels, width);
+      for (int64_t y = begin; y < end; ++y, sum += width)
+        add_pixels(sum, get(from_, from_.at(b, 0, y), 1, from_.channels * width, buffer_.data()), from_.channels,
+                   width);
+      return;
     }
-    for (int64_t c = 0; c < channels; c += rows::kBundle) {
-      const int count = int(std::min<int64_t>(rows::kBundle, channels - c));
+    for (int64_t c = 0; c < from_.channels; c += rows::kBundle) {
+      const int bundled = int(std::min<int64_t>(rows::kBundle, from_.channels - c));
       const A* bundle[rows::kBundle];
-      for (int i = 0; i < count; ++i)
-        bundle[i] = get(from_, from_.at(b, c + i, row), column(from_), width, buffer_.data() + i * width);
-      add_rows(sum, bundle, count, c == 0, width);
+      for (int i = 0; i < bundled; ++i)
+        bundle[i] = span(b, c + i, begin, end - begin, buffer_.data() + i * rows_ * width);
+      add_rows(sum, bundle, bundled, c == 0, (end - begin) * width);
     }
   }
 
-  void subtract_all_at_once(int64_t b, int64_t row) {
-    const int64_t n = from_.width * from_.channels;
-    const A* values = get(from_, from_.at(b, 0, row), 1, n, buffer_.data());
-    char* const to = to_.at(b, 0, row);
-    const bool direct = in_place<A>(to_, 1);
-    A* const result = direct ? reinterpret_cast<A*>(to) : buffer_.data();
-    subtract_pixels(values, low_.data(), result, from_.channels, from_.width);
-    if (!direct) store_row(to_.dtype, result, n, to, 1);
+  // Whether rows follow each other in memory as numbers of type A.
+  static bool is_span(const Image& image) {
+    return in_place<A>(image, column(image)) && (image.height == 1 || image.row == image.width);
   }
 
-  void subtract_by_channel(int64_t b, int64_t row) {
-    const bool direct = in_place<A>(to_, column(to_));
-    for (int64_t c = 0; c < from_.channels; ++c) {
-      const A* values = get(from_, from_.at(b, c, row), column(from_), from_.width, buffer_.data());
-      char* const to = to_.at(b, c, row);
+  const A* span(int64_t b, int64_t c, int64_t row, int64_t count, A* buffer) const {
+    if (is_span(from_)) return reinterpret_cast<const A*>(from_.at(b, c, row));
+    for (int64_t i = 0; i < count; ++i)
+      load_row(from_.dtype, from_.at(b, c, row + i), column(from_), from_.width, buffer + i * from_.width);
+    return buffer;
+  }
+
+  void subtract_all_at_once(int64_t b, int64_t row, int64_t count) {
+    const int64_t n = from_.width * from_.channels;
+    for (int64_t i = 0; i < count; ++i) {
+      const A* values = get(from_, from_.at(b, 0, row + i), 1, n, buffer_.data());
+      char* const to = to_.at(b, 0, row + i);
+      const bool direct = in_place<A>(to_, 1);
       A* const result = direct ? reinterpret_cast<A*>(to) : buffer_.data();
-      subtract(values, low_.data(), result, from_.width);
-      if (!direct) store_row(to_.dtype, result, from_.width, to, to_.column);
+      subtract_pixels(values, low_.data() + i * from_.width, result, from_.channels, from_.width);
+      if (!direct) store_row(to_.dtype, result, n, to, 1);
+    }
+  }
+
+  void subtract_by_channel(int64_t b, int64_t row, int64_t count) {
+    const int64_t width = from_.width;
+    const bool direct = is_span(to_);
+    for (int64_t c = 0; c < from_.channels; ++c) {
+      const A* values = span(b, c, row, count, buffer_.data());
+      A* const result = direct ? reinterpret_cast<A*>(to_.at(b, c, row)) : buffer_.data();
+      subtract(values, low_.data(), result, count * width);
+      for (int64_t i = 0; i < count && !direct; ++i)
+        store_row(to_.dtype, result + i * width, width, to_.at(b, c, row + i), to_.column);
     }
   }
 
@@ -117,6 +143,7 @@ class Highpass {
 
   const Image from_, to_;
   const bool pixels_;  // whether all channels of a row are one line of memory
+  const int64_t rows_;
   std::vector<A> sums_, line_, low_, buffer_;
 };
 

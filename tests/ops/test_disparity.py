@@ -374,3 +374,57 @@ def test_gradient_of_a_ramp():
     inside = torch.arange(20) > 4
     assert_close(out[..., inside], (torch.arange(20.0) - 4.25)[inside].expand(1, 3, 2, -1))
     assert torch.equal(disparity.grad, torch.where(inside, -3.0, 0.0).expand(1, 1, 2, 20))
+
+
+# ---- memory and threads --------------------------------------------------------------------------------
+
+
+def test_operators_check_memory_themselves():
+    disparity, weights = torch.zeros(2, 1, 3, 4), torch.zeros(2, 9, 6, 8)
+    upsample, warp = torch.ops.pyops.context_upsample, torch.ops.pyops.disparity_warp
+    for match, args in (
+        ("disparity", (disparity[:, :0], weights)),
+        ("floating", (disparity.int(), weights)),
+        ("weights", (disparity, weights[:, :8])),
+        ("weights", (disparity, weights[:1])),
+        ("weights", (disparity, weights[..., 1:])),
+        ("weights", (disparity, weights[:, :, :2])),
+    ):
+        with pytest.raises(RuntimeError, match=match):
+            upsample(*args)
+    image, shift = torch.zeros(2, 3, 4, 5), torch.zeros(2, 1, 4, 5)
+    for match, args in (
+        ("image", (image[:, :0], shift)),
+        ("image", (image.int(), shift)),
+        ("disparity", (image, shift.int())),
+        ("disparity", (image, shift[..., 1:])),
+        ("disparity", (image, shift[:1])),
+    ):
+        with pytest.raises(RuntimeError, match=match):
+            warp(*args)
+    grad = torch.zeros(2, 1, 6, 8)
+    for wrong_grad in (grad[0], grad[:1], grad[..., 1:], grad.int()):
+        with pytest.raises(RuntimeError, match="grad"):
+            torch.ops.pyops.context_upsample_backward(wrong_grad, disparity, weights, True, True)
+    for wrong_grad in (image[0], image[:1], image[..., 1:], image.int()):
+        with pytest.raises(RuntimeError, match="grad"):
+            torch.ops.pyops.disparity_warp_backward(wrong_grad, image, shift, True, True)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_gradients_do_not_depend_on_threads(threads):
+    generator = torch.Generator().manual_seed(0)
+    calls = (
+        (pyops.context_upsample, make_upsample((2, 33, 47, 4), torch.float32, "cpu", generator)),
+        (pyops.disparity_warp, make_warp((2, 5, 65, 190), torch.float32, "cpu", generator)),
+    )
+    for function, inputs in calls:
+        upstream = torch.randn(function(**inputs).shape, generator=generator)
+        _, expected = testing.gradients(function, inputs, list(inputs), upstream)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(threads)
+            _, found = testing.gradients(function, inputs, list(inputs), upstream)
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(found[name], expected[name]) for name in found)
