@@ -54,7 +54,8 @@ def camp_conv(motif: Tensor, features: Tensor, kernel: Tensor) -> Tensor:
         With ``P[b, s, c] = motif[b, s] * features[b, c]``, the result is
         ``F.conv3d(P, kernel[None], padding=1)[:, 0]``: S input channels, one output channel, and a volume with the axes
         (C, H, W), zeros around it. P is never made: the kernel and the motifs around a pixel give 27 weights that all
-        of its channels share.
+        of its channels share. So infinities of several motifs that would meet in a sum over P, and give NaN, may have
+        become one infinite weight before.
 
     Args:
         motif: ``[B, S, H, W]``, how much a pixel belongs to each of S motifs; float32, float16, bfloat16 or float64
