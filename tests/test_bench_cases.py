@@ -23,6 +23,7 @@ from bench.ops.groupwise import Groupwise  # noqa: E402
 from bench.ops.local_correlation import LocalCorrelation  # noqa: E402
 from bench.ops.lookup import Lookup  # noqa: E402
 from bench.ops.modulation import MULTIPLY_ADDS, Modulation  # noqa: E402
+from bench.ops.motif import Camp, Highpass  # noqa: E402
 from bench.ops.sampling import Sampling  # noqa: E402
 from bench.peers import corr1d as corr1d_peers  # noqa: E402
 from bench.peers import cotf as cotf_peers  # noqa: E402
@@ -31,6 +32,7 @@ from bench.peers import groupwise as groupwise_peers  # noqa: E402
 from bench.peers import local_correlation as local_correlation_peers  # noqa: E402
 from bench.peers import lookup as lookup_peers  # noqa: E402
 from bench.peers import modulation as modulation_peers  # noqa: E402
+from bench.peers import motif as motif_peers  # noqa: E402
 from bench.peers import sampling as sampling_peers  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -255,6 +257,48 @@ def test_disparity_finds_out_other_work(case):
         assert not matches(case, left_out, expected)
 
 
+MOTIF = [
+    Highpass(shape=(7, 11), channels=9),
+    Highpass(shape=(7, 11), channels=9, backward=True, batch=2),
+    Highpass(shape=(7, 11), channels=9, dtype=torch.float16, channels_last=True),
+    Highpass(shape=(1, 1), channels=1, overhead=True),
+    Camp(shape=(7, 11), channels=9),
+    Camp(shape=(7, 11), channels=9, motifs=3, backward=True, batch=2),
+    Camp(shape=(7, 11), channels=9, channels_last=True),
+    Camp(shape=(1, 1), channels=1, motifs=1, overhead=True),
+]
+
+
+@pytest.mark.parametrize("case", MOTIF, ids=lambda case: case.name)
+def test_motif_contestants_agree(case):
+    assert disagreeing(case, motif_peers.PEERS) == []
+
+
+@pytest.mark.parametrize("case", [c for c in MOTIF if not c.overhead], ids=lambda case: case.name)
+def test_motif_finds_out_other_work(case):
+    """Channels in the other order, kernels without one tap, sums of a channel alone, a gradient left out."""
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    if isinstance(case, Highpass):
+        function, others = motif_peers.pooled, [{"features": x["features"].flip(1)}]
+    else:
+        function, kernel = motif_peers.weighted_windows, x["kernel"].clone()
+        kernel[:, 2, 0, 1] = 0
+        others = [{"kernel": kernel}, {"kernel": x["kernel"].flip(1)}, {"motif": x["motif"].flip(1)}]
+    assert matches(case, case.task(function, x)(), expected)
+    for other in others:
+        assert not matches(case, case.task(function, {**x, **other})(), expected)
+    if isinstance(case, Highpass):
+
+        def alone(features):
+            return features - torch.nn.functional.avg_pool2d(features.float(), 3, 1, 1).to(features.dtype)
+
+        assert not matches(case, case.task(alone, x)(), expected)
+    for i in range(1, len(expected)):
+        left_out = [torch.zeros_like(t) if i == k else t for k, t in enumerate(expected)]
+        assert not matches(case, left_out, expected)
+
+
 def test_logits_keep_off_the_pixels():
     def nearest(off_pixels, seed):
         logits = inputs.warp_logits(2, 256, 3840, off_pixels=off_pixels, seed=seed)
@@ -352,13 +396,15 @@ def test_cotf_finds_out_other_work(name):
         (VOLUME, groupwise_peers.compiled),
         (STEREO[0], disparity_peers.compiled_upsample),
         (STEREO[4], disparity_peers.compiled_warp),
+        (MOTIF[0], motif_peers.compiled_highpass),
+        (MOTIF[4], motif_peers.compiled_camp),
     ],
     ids=lambda value: value.title if isinstance(value, cases.Case) else value.__name__,
 )
 def test_copies_of_the_inputs_share_a_compilation(case, build, monkeypatch):
     """On a GPU a sweep goes over many: each compiling anew would end in the limit of recompilations, uncompiled."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    for peers in (disparity_peers, groupwise_peers, sampling_peers):
+    for peers in (disparity_peers, groupwise_peers, motif_peers, sampling_peers):
         peers._compiled.cache_clear()
     torch.compiler.reset()
     first = case.inputs(CPU)
@@ -369,7 +415,7 @@ def test_copies_of_the_inputs_share_a_compilation(case, build, monkeypatch):
             with torch._dynamo.config.patch(error_on_recompile=bool(results)):
                 results.append(build(case, x)())
     assert torch.equal(*results)
-    for peers in (disparity_peers, groupwise_peers, sampling_peers):
+    for peers in (disparity_peers, groupwise_peers, motif_peers, sampling_peers):
         peers._compiled.cache_clear()
 
 

@@ -140,7 +140,7 @@ class Camp(Motif):
     def triton(self, x: Inputs) -> Contestant:
         from pyops.triton import motif as kernels
 
-        tensors = [x[name] for name in self.arguments]
+        tensors = x["motif"], x["features"], x["kernel"]
 
         def both() -> list[Tensor]:
             grads = kernels.camp_conv_backward(x["grad"], *tensors, True, True, True)

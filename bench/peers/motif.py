@@ -42,12 +42,12 @@ def weighted_windows(motif: Tensor, features: Tensor, kernel: Tensor) -> Tensor:
     weights = F.conv2d(motif, taps, padding=1)
     padded = F.pad(features, (1, 1, 1, 1, 1, 1))
     channels = features.shape[1]
-    return sum(
-        weights[:, [9 * dc + 3 * dy + dx]] * padded[:, dc : dc + channels, dy : dy + height, dx : dx + width]
-        for dc in range(3)
-        for dy in range(3)
-        for dx in range(3)
-    )
+    out = torch.zeros_like(features)
+    for i in range(27):
+        dc, dy, dx = i // 9, i // 3 % 3, i % 3
+        window = padded[:, dc : dc + channels, dy : dy + height, dx : dx + width]
+        out = out + weights[:, i : i + 1] * window
+    return out
 
 
 def _highpass(case: Motif) -> bool:

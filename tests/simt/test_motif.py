@@ -1,5 +1,5 @@
-"""What is special to the CUDA kernels: tiles of 32 pixels, eight slices of channels, 16 or 32 channels a thread, sums of
-blocks, the order of threads."""
+"""What is special to the CUDA kernels: tiles of 32 pixels, eight slices of channels, 16 or 32 channels a thread, sums
+of blocks, the order of threads."""
 
 from __future__ import annotations
 
