@@ -3,11 +3,10 @@
 from . import reference
 from ._native import __version__, build_info
 from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
+from .ops.disparity import context_upsample, disparity_warp
 from .ops.groupwise import groupwise_correlation
 from .ops.local_correlation import local_correlation
 from .ops.lookup import corr1d_lookup, geometry_lookup
-from .ops.disparity import context_upsample, disparity_warp
-from .ops.groupwise import groupwise_correlation
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .ops.modulation import ModulationWeights, relation_aware_modulation
 from .ops.motif import camp_conv, constant_highpass
@@ -18,12 +17,12 @@ __all__ = [
     "__version__",
     "adaptive_grid_sample",
     "build_info",
-    "corr1d_lookup",
-    "corr1d_lookup_on_demand",
-    "corr1d_pyramid",
     "camp_conv",
     "constant_highpass",
     "context_upsample",
+    "corr1d_lookup",
+    "corr1d_lookup_on_demand",
+    "corr1d_pyramid",
     "disparity_warp",
     "fuse_luts",
     "geometry_lookup",

@@ -54,10 +54,11 @@ def info() -> int:
         print(f"{label:14} {text}")
     print("\nEvery operator against its definition:")
     checks = testing.self_check()
+    width = max(len(check.op) for check in checks)
     for check in checks:
         verdict = "ok    " if check.ok else "FAILED"
         print(
-            f"  {verdict} {check.op:20} {check.device:8} {check.problem or f'max. error {check.max_error:.1e}'}"
+            f"  {verdict} {check.op:{width}} {check.device:8} {check.problem or f'max. error {check.max_error:.1e}'}"
         )
     wrong = [check for check in checks if not check.ok]
     print(f"{len(wrong)} of {len(checks)} failed." if wrong else "All right.")

@@ -298,11 +298,31 @@ def _local_correlation_samples() -> list[Inputs]:
     first, second = torch.randn(2, 2, 12, 9, 40, generator=generator).unbind()
     inputs = dict(first=first, second=second, radius=4)
     return [inputs, dict(inputs, radius=2, dilation=3)]
+
+
 def _camp_samples() -> list[Inputs]:
     generator = torch.Generator().manual_seed(0)
     shapes = (2, 4, 20, 25), (2, 10, 20, 25), (4, 3, 3, 3)
     motif, features, kernel = (torch.randn(shape, generator=generator) for shape in shapes)
     return [dict(motif=motif.softmax(1), features=features, kernel=kernel / 4)]
+
+
+def _corr1d_samples(on_demand: bool) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 2, 12, 9, 40, generator=generator).unbind()
+    if not on_demand:
+        return [dict(left=left, right=right, levels=3)]
+    return [dict(left=left, right=right, x=torch.rand(2, 9, 40, generator=generator) * 44 - 2, radius=4)]
+
+
+def _lookup_samples(geometry: bool) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    position = torch.rand(2, 9, 40, generator=generator) * 24 - 2
+    pyramid = [torch.randn(2, 9, 40, 40 >> level, generator=generator) for level in range(2)]
+    if not geometry:
+        return [dict(pyramid=pyramid, x=position, radius=4)]
+    volumes = [torch.randn(2, 3, 20 >> level, 9, 40, generator=generator) for level in range(2)]
+    return [dict(volumes=volumes, pyramid=pyramid, disparity=position, radius=4)]
 
 
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
@@ -311,6 +331,10 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "identity_lut": lambda: [dict(size=9)],
     "lut_smoothness": lambda: [dict(lut=torch.rand(3, 5, 5, 5))],
     "relation_aware_modulation": _modulation_samples,
+    "corr1d_pyramid": lambda: _corr1d_samples(False),
+    "corr1d_lookup": lambda: _lookup_samples(False),
+    "corr1d_lookup_on_demand": lambda: _corr1d_samples(True),
+    "geometry_lookup": lambda: _lookup_samples(True),
     "groupwise_correlation": _groupwise_samples,
     "local_correlation": _local_correlation_samples,
     "lut_monotonicity": lambda: [dict(lut=torch.rand(3, 5, 5, 5))],
@@ -337,7 +361,29 @@ def self_check() -> list[Check]:
 def _moved(value: Any, device: str) -> Any:
     if isinstance(value, tuple):
         return type(value)(*(_moved(v, device) for v in value))
+    if isinstance(value, list):
+        return [_moved(v, device) for v in value]
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _results(function: Callable[..., Any], inputs: Inputs) -> list[Tensor]:
+    """What `function` returns, one or several, and the gradients to all tensors and lists of tensors."""
+    leaves: list[Tensor] = []
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, list):
+            return [leaf(v) for v in value]
+        if not isinstance(value, Tensor):
+            return value
+        leaves.append(value.detach().requires_grad_())
+        return leaves[-1]
+
+    found = function(**{name: leaf(value) for name, value in inputs.items()})
+    found = [found] if isinstance(found, Tensor) else list(found)
+    if not leaves:
+        return found
+    upstream = [torch.linspace(-1, 1, t.numel(), device=t.device).view(t.shape) for t in found]
+    return [*(t.detach() for t in found), *torch.autograd.grad(found, leaves, upstream)]
 
 
 def _check(function: Callable[..., Tensor], op: str, samples: list[Inputs], device: str) -> Check:
@@ -349,12 +395,7 @@ def _check(function: Callable[..., Tensor], op: str, samples: list[Inputs], devi
             inputs = {k: _moved(v, device) for k, v in sample.items()}
             if "device" in inspect.signature(function).parameters:
                 inputs["device"] = device
-            names = [k for k, v in inputs.items() if isinstance(v, Tensor)]
-            pairs = []
-            for f in (function, getattr(reference, op)):
-                result = f(**inputs)
-                upstream = torch.linspace(-1, 1, result.numel(), device=device).view(result.shape)
-                pairs.append([result, *(gradients(f, inputs, names, upstream)[1].values() if names else ())])
+            pairs = [_results(f, inputs) for f in (function, getattr(reference, op))]
             for ours, theirs in zip(*pairs, strict=True):
                 scale = theirs.abs().max().clamp(min=1)
                 error = max(error, ((ours - theirs).abs().max() / scale).nan_to_num(nan=math.inf).item())

@@ -221,6 +221,8 @@ def test_local_correlation_finds_out_other_work(changes):
     if case.backward:
         assert not matches(case, [expected[0], torch.zeros_like(expected[1]), expected[2]], expected)
         assert not matches(case, [expected[0], expected[1], expected[2] * 1.01], expected)
+
+
 STEREO = [
     Upsample(shape=(5, 7), scale=3),
     Upsample(shape=(5, 7), backward=True),

@@ -5,11 +5,10 @@ Same names and signatures as :mod:`pyops`, so a model built with ``ops=pyops.ref
 
 from .corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
+from .disparity import context_upsample, disparity_warp
 from .groupwise import groupwise_correlation
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
-from .disparity import context_upsample, disparity_warp
-from .groupwise import groupwise_correlation
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .modulation import relation_aware_modulation
 from .motif import camp_conv, constant_highpass
@@ -17,15 +16,15 @@ from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices,
 
 __all__ = [
     "adaptive_grid_sample",
+    "camp_conv",
+    "constant_highpass",
+    "context_upsample",
     "corr1d_lookup",
     "corr1d_lookup_on_demand",
     "corr1d_pyramid",
     "corr2d_lookup",
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
-    "camp_conv",
-    "constant_highpass",
-    "context_upsample",
     "disparity_warp",
     "fuse_luts",
     "geometry_lookup",
