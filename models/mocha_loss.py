@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,10 +47,3 @@ class StereoLoss(nn.Module):
         for i, found in enumerate(updates, 1):
             loss = loss + self.decay ** (len(updates) - i) * mean((found - truth).abs())
         return loss
-
-
-def endpoint_error(found: Tensor, truth: Tensor, max_disparity: float = 192) -> tuple[Tensor, Tensor]:
-    """Mean absolute error in pixels and share of pixels off by more than 3, where ``truth`` is in (0, max_disparity)."""
-    known = (truth > 0) & (truth < max_disparity)
-    error = (found - truth).abs()[known]
-    return error.mean(), (error > 3).to(torch.float32).mean()
