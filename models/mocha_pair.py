@@ -38,7 +38,7 @@ class Pair:
         cost = model.classifier(volume).squeeze(1).softmax(1)
         steps = torch.arange(cost.shape[1], dtype=dtype, device=cost.device).view(1, -1, 1, 1)
         self.first = (cost * steps).sum(1, keepdim=True)
-        self.volumes = [volume]
+        self.volumes = [volume.contiguous()]
         for _ in range(LEVELS - 1):
             self.volumes.append(F.avg_pool3d(self.volumes[-1], (2, 1, 1)))
         self.pyramid = model.ops.corr1d_pyramid(*match, LEVELS, scale=1.0)
@@ -59,9 +59,8 @@ class Pair:
         if model.paper:
             here, there = channels.chunk(2)
             volume = volume * self._correlation(here, there, count, 1)
-            volume = model.volume_gate(model.volume_stem(volume), self.features[0])
-        else:
-            volume = model.volume_gate(model.volume_stem(volume), channels)
+        volume = model.volume_stem(volume.contiguous(memory_format=torch.channels_last_3d))
+        volume = model.volume_gate(volume, self.features[0] if model.paper else channels)
         attention = [
             motif(f, o[: len(f)], ops)
             for motif, f, o in zip(model.motifs[1:], self.features[1:3], other[1:3], strict=True)

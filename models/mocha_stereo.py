@@ -111,9 +111,11 @@ class MoChaStereo(nn.Module):
         encoder = features.Encoder(SMALL_ENCODER) if small else features.TimmEncoder(backbone, pretrained)
         self.max_disparity, self.paper, self.ops = max_disparity, paper, ops
         self._build(encoder, SMALL if small else PUBLISHED)
-        for module in self.modules():
+        for module in self.modules():  # both faster on a CPU
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            elif isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def _build(self, encoder: features.Encoder | features.TimmEncoder, w: Widths) -> None:
         conv2d, conv3d, volume = layers.conv2d, layers.conv3d, layers.VOLUME[0]
