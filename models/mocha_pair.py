@@ -112,7 +112,7 @@ class Pair:
         residual = model.refinement(disparity, self.left, self.right, model.ops)
         if not model.paper:
             residual = (disparity + residual).relu()
-        return self.cropped((disparity - residual).relu())
+        return self.cropped(disparity - residual)
 
     def cropped(self, full: Tensor) -> Tensor:
         return full[..., : self.shape[0], : self.shape[1]]

@@ -172,7 +172,7 @@ class MoChaStereo(nn.Module):
         pair = Pair(self, left, right)
         for disparity, hidden in pair.updates(iters, cuda_graph):  # noqa: B007
             pass
-        return pair.refined(pair.upsampled(disparity, hidden))
+        return pair.refined(pair.upsampled(disparity, hidden)).relu()
 
     def iterate(self, left: Tensor, right: Tensor, *, iters: int = 16) -> Iterator[Tensor]:
         """Yields after each update what `forward` would return for so many, to stop when time is up."""
@@ -182,10 +182,13 @@ class MoChaStereo(nn.Module):
     def _iterate(self, left: Tensor, right: Tensor, iters: int) -> Iterator[Tensor]:
         pair = Pair(self, left, right)
         for disparity, hidden in pair.updates(iters):
-            yield pair.refined(pair.upsampled(disparity, hidden))
+            yield pair.refined(pair.upsampled(disparity, hidden)).relu()
 
     def predictions(self, left: Tensor, right: Tensor, *, iters: int = 16) -> tuple[Tensor, list[Tensor]]:
-        """What `StereoLoss` compares: the disparity before any update, and that after each; the last one is refined."""
+        """What `StereoLoss` compares: the disparity before any update, and those after each; the last one is refined.
+
+        They may be negative, where `forward` gives 0: there, too, a gradient shows the way.
+        """
         _check(left, right, iters)
         pair = Pair(self, left, right)
         full = [pair.upsampled(disparity, hidden) for disparity, hidden in pair.updates(iters)]
