@@ -33,29 +33,32 @@ class Pair:
         maps[0] = torch.cat([maps[0], model.stem4(stem)], 1)
         self.stem = stem.chunk(2)[0]
         self.features = [m.chunk(2)[0] for m in maps]
-        match = model.match(maps[0]).chunk(2)
-        volume = self._aggregated(match, maps)
+        match = model.match(maps[0])
+        left, right = F.group_norm(match, match.shape[1]).chunk(
+            2
+        )  # what all pixels have in common says nothing
+        volume = self._aggregated(left, right, maps)
         cost = model.classifier(volume).squeeze(1).softmax(1)
         steps = torch.arange(cost.shape[1], dtype=dtype, device=cost.device).view(1, -1, 1, 1)
         self.first = (cost * steps).sum(1, keepdim=True)
         self.volumes = [volume.contiguous()]
         for _ in range(LEVELS - 1):
             self.volumes.append(F.avg_pool3d(self.volumes[-1], (2, 1, 1)))
-        self.pyramid = model.ops.corr1d_pyramid(*match, LEVELS, scale=1.0)
-        known = self.features if model.context is None else model.context(views[: len(left)])
+        self.pyramid = model.ops.corr1d_pyramid(left, right, LEVELS)
+        known = self.features if model.context is None else model.context(views[: len(self.left)])
         self.hidden = [conv(x).tanh() for conv, x in zip(model.hidden, known, strict=False)]
         self.inputs = []
         for conv, x, h in zip(model.inputs, known, self.hidden, strict=False):
             gates, candidate = conv(x).split((2 * h.shape[1], h.shape[1]), 1)
             self.inputs.append((gates, candidate))
 
-    def _aggregated(self, match: tuple[Tensor, Tensor], maps: list[Tensor]) -> Tensor:
-        """The cost volume ``[B, 8, max_disparity / 4, h, w]``, section 3.2."""
+    def _aggregated(self, left: Tensor, right: Tensor, maps: list[Tensor]) -> Tensor:
+        """The cost volume ``[B, 8, max_disparity / 4, h, w]`` of descriptors, section 3.2."""
         model, ops, count = self.model, self.model.ops, self.model.max_disparity // 4
         other = [torch.cat(m.chunk(2)[::-1]) for m in maps]  # of each view the other one
         wanted = len(self.left) * (2 if model.paper else 1)
         channels = model.motifs[0](maps[0][:wanted], other[0][:wanted], ops)
-        volume = self._correlation(*match, count, GROUPS)
+        volume = self._correlation(left, right, count, GROUPS)
         if model.paper:
             here, there = channels.chunk(2)
             volume = volume * self._correlation(here, there, count, 1)
