@@ -71,16 +71,22 @@ class MoChaStereo(nn.Module):
         least 0. Inside, pictures are padded to multiples of 32 by their last row and column.
 
     Args:
-        backbone: ``"small"``, a network of about a million parameters for CPUs, or the name of a network of timm, which
+        backbone: ``"small"``, a network of two million parameters for CPUs, or the name of a network of timm, which
             brings the published widths (the authors took ``"tf_efficientnetv2_l"``).
-        max_disparity: of the volume, a multiple of 32; the updates may go beyond.
+        max_disparity: of the volume, pixels, a multiple of 32; the updates may go beyond.
         paper: True weights the correlations by those of the channels of both views (equations 5 and 6), and subtracts
             the residual of the refinement (equation 8). False gates them by the channels of the left view alone, and
             ``-residual`` replaces the disparity where it is less, as in the published code. The weights are the same.
         pretrained: loads the weights of timm for the backbone, which stays as it is in training.
         ops: where the operators come from: ``pyops``, or ``pyops.reference`` for plain PyTorch.
 
-    Norms are over groups of channels of one image instead of over batches, so a batch of one trains as well.
+    Differences:
+        From the paper: motif channels are found without a Fourier transform, and the channels of the left view gate the
+        hourglass, as in the published code. From both: norms are over groups of channels of one image, so that a batch
+        of one trains; descriptors are normalised over the image before they are correlated, and the volume is added to
+        what the hourglass makes of it, so that matching is learnt sooner; updates are by GRUs; the U-Net of the
+        refinement goes down and up once. ``"small"`` takes the context of the updates from the features instead of a
+        network of its own.
 
     Example:
         >>> model = MoChaStereo(max_disparity=64).eval()
