@@ -1,0 +1,305 @@
+"""corr1d for GPU users without a compiler: the mathematics of `csrc/corr1d/corr1d.h` in Triton.
+
+Right is averaged for every level first. A program then serves a block of columns of one row at one level, or a block of
+channels of a row: every gradient is summed by the program that writes it, so all results are repeatable to the bit. `A`
+is the type of arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .lookup import place_of
+
+_COLUMNS, _CHANNELS, _ENTRIES = 64, 32, 256  # of a program
+
+
+@triton.jit
+def pool_kernel(volume, out, columns, count, EACH: tl.constexpr, A: tl.constexpr, ENTRIES: tl.constexpr):
+    """`count` means of EACH neighbouring entries of a line."""
+    line = tl.program_id(0).to(tl.int64)
+    j = tl.program_id(1).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    total = tl.zeros((ENTRIES,), A)
+    for k in range(0, EACH):
+        total += tl.load(volume + line * columns + j * EACH + k, j < count, 0).to(A)
+    tl.store(out + line * count + j, (total / EACH).to(out.dtype.element_ty), j < count)
+
+
+@triton.jit
+def spread_kernel(grad, total, columns, count, EACH: tl.constexpr, A: tl.constexpr, ENTRIES: tl.constexpr):
+    """Adds to each entry of level 0 its share of the mean it is part of."""
+    line = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    part = tl.load(grad + line * count + i // EACH, i // EACH < count, 0).to(A) / EACH
+    to = total + line * columns + i
+    tl.store(to, tl.load(to, i < columns, 0) + part, i < columns)
+
+
+def pool_pairs(volume: Tensor, levels: int) -> list[Tensor]:
+    return _pool(volume, levels, volume.dtype)
+
+
+def _pool(volume: Tensor, levels: int, dtype: torch.dtype) -> list[Tensor]:
+    volume, (*lines, columns) = volume.contiguous(), volume.shape
+    pooled = [volume.new_empty(*lines, columns >> level, dtype=dtype) for level in range(1, levels)]
+    if volume.numel() > 0:
+        with torch.cuda.device_of(volume):
+            for level, out in enumerate(pooled, 1):
+                count = columns >> level
+                grid = volume.numel() // columns, triton.cdiv(count, _ENTRIES)
+                pool_kernel[grid](
+                    volume, out, columns, count, EACH=1 << level, A=_arithmetic(volume), ENTRIES=_ENTRIES
+                )
+    return pooled
+
+
+def spread_pairs(grads: Sequence[Tensor]) -> Tensor:
+    columns, first = grads[0].shape[-1], grads[0]
+    total = torch.zeros_like(first, dtype=_wide(first), memory_format=torch.contiguous_format)
+    if total.numel() > 0:
+        with torch.cuda.device_of(total):
+            for level in reversed(range(len(grads))):
+                grad = grads[level].contiguous()
+                grid = total.numel() // columns, triton.cdiv(columns, _ENTRIES)
+                spread_kernel[grid](
+                    grad,
+                    total,
+                    columns,
+                    columns >> level,
+                    EACH=1 << level,
+                    A=_arithmetic(first),
+                    ENTRIES=_ENTRIES,
+                )
+    return total.to(first.dtype)
+
+
+@triton.jit
+def row_of(sizes, program):
+    """Image and row of a program; `sizes` is (channels, height, width, taps of the level, channels of the result)."""
+    row = tl.cast(program, tl.int64)
+    return row // sizes[1], row % sizes[1]
+
+
+@triton.jit
+def start_of(view, b, y):
+    """`view` is (data, strides of image, channel, row, column)."""
+    return view[0] + b * view[1] + y * view[3]
+
+
+@triton.jit
+def products(
+    left, right, sizes, b, y, x, t, exists, A: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr
+):
+    """Correlations ``[COLUMNS, TAPS]`` of columns x with entries t, 0 outside."""
+    total = tl.zeros((COLUMNS, TAPS), A)
+    inside = exists[:, None] & (t >= 0) & (t < sizes[3])
+    left_start, right_start = start_of(left, b, y), start_of(right, b, y)
+    for channel in range(0, sizes[0]):
+        c = tl.cast(channel, tl.int64)
+        value = tl.load(left_start + c * left[2] + x * left[4], exists, 0).to(A)
+        total += value[:, None] * tl.load(right_start + c * right[2] + t * right[4], inside, 0).to(A)
+    return total
+
+
+@triton.jit
+def look_up_kernel(
+    left, right, position, out, sizes, first_channel, radius, inverse, scale,
+    A: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    b, y = row_of(sizes, tl.program_id(0))
+    x = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    width, pixels = sizes[2], sizes[1] * sizes[2]
+    exists = x < width
+    i = tl.where(exists, y * width + x, pixels)
+    first, fraction, _ = place_of(position, b, i, pixels, width, inverse, radius, False, A)
+    for part in range(0, 2 * radius + 1, TAPS):
+        d = part + tl.arange(0, TAPS)
+        t = first[:, None] + d[None, :]
+        before = products(left, right, sizes, b, y, x, t, exists, A, COLUMNS, TAPS)
+        after = products(left, right, sizes, b, y, x, t + 1, exists, A, COLUMNS, TAPS)
+        value = scale * ((1 - fraction[:, None]) * before + fraction[:, None] * after)
+        to = out + (b * sizes[4] + first_channel + d[None, :]) * pixels + i[:, None]
+        tl.store(to, value.to(out.dtype.element_ty), exists[:, None] & (d[None, :] <= 2 * radius))
+
+
+@triton.jit
+def slope_kernel(
+    left, right, position, grad, out, sizes, first_channel, radius, inverse, scale,
+    A: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """Adds to `out` what one level gives to the position."""
+    b, y = row_of(sizes, tl.program_id(0))
+    x = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    width, pixels = sizes[2], sizes[1] * sizes[2]
+    exists = x < width
+    i = tl.where(exists, y * width + x, pixels)
+    first, _, known = place_of(position, b, i, pixels, width, inverse, radius, False, A)
+    total = tl.zeros((COLUMNS,), A)
+    for part in range(0, 2 * radius + 1, TAPS):
+        d = part + tl.arange(0, TAPS)
+        t = first[:, None] + d[None, :]
+        before = products(left, right, sizes, b, y, x, t, exists, A, COLUMNS, TAPS)
+        after = products(left, right, sizes, b, y, x, t + 1, exists, A, COLUMNS, TAPS)
+        source = grad + (b * sizes[4] + first_channel + d[None, :]) * pixels + i[:, None]
+        upstream = tl.load(source, exists[:, None] & (d[None, :] <= 2 * radius), 0).to(A)
+        total += tl.sum(upstream * (after - before), 1)
+    to = out + b * pixels + i
+    tl.store(to, tl.load(to, exists, 0) + tl.where(known, total * inverse * scale, 0.0), exists)
+
+
+@triton.jit
+def factor(grad, b, i, j, sizes, first_channel, fraction, radius, exists, A: tl.constexpr):
+    """What the correlation with tap j gets."""
+    pixels = sizes[1] * sizes[2]
+    source = grad + (b * sizes[4] + first_channel + j) * pixels + i
+    now = tl.load(source, exists & (j <= 2 * radius), 0).to(A)
+    last = tl.load(source - pixels, exists & (j > 0), 0).to(A)
+    return (1 - fraction) * now + fraction * last
+
+
+@triton.jit
+def left_kernel(
+    right, position, grad, out, sizes, first_channel, radius, inverse, scale,
+    A: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Adds to `out [B, C, H, W]`, in the type of arithmetic, what one level gives to left."""
+    b, y = row_of(sizes, tl.program_id(0))
+    x = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    c = tl.program_id(2).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)[:, None]
+    width, pixels = sizes[2], sizes[1] * sizes[2]
+    exists = x < width
+    i = tl.where(exists, y * width + x, pixels)
+    first, fraction, _ = place_of(position, b, i, pixels, width, inverse, radius, False, A)
+    total = tl.zeros((CHANNELS, COLUMNS), A)
+    row = start_of(right, b, y) + c * right[2]
+    for step in range(0, 2 * radius + 2):
+        j = tl.cast(step, tl.int64)
+        share = factor(grad, b, i, j, sizes, first_channel, fraction, radius, exists, A)
+        t = first + j
+        inside = exists & (t >= 0) & (t < sizes[3])
+        value = tl.load(row + t[None, :] * right[4], inside[None, :] & (c < sizes[0]), 0).to(A)
+        total += tl.where(inside, share, 0.0)[None, :] * value
+    mask = exists[None, :] & (c < sizes[0])
+    to = out + (b * sizes[0] + c) * pixels + i[None, :]
+    tl.store(to, tl.load(to, mask, 0) + scale * total, mask)
+
+
+@triton.jit
+def right_kernel(
+    left, position, grad, out, sizes, first_channel, radius, inverse, scale,
+    A: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """Adds to `out [B, C, H, taps]` of a level; column after column of left, in order."""
+    b, y = row_of(sizes, tl.program_id(0))
+    c = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    width, pixels, taps = sizes[2], sizes[1] * sizes[2], sizes[3]
+    row = out + ((b * sizes[0] + c) * sizes[1] + y)[:, None] * taps
+    start = start_of(left, b, y)
+    for column in range(0, width):
+        x = tl.cast(column, tl.int64)
+        i = y * width + x + tl.zeros((1,), tl.int64)
+        first, fraction, _ = place_of(position, b, i, pixels, width, inverse, radius, False, A)
+        value = tl.load(start + c * left[2] + x * left[4], c < sizes[0], 0).to(A)
+        for part in range(0, 2 * radius + 2, TAPS):
+            j = part + tl.arange(0, TAPS)
+            share = factor(grad, b, i, j, sizes, first_channel, fraction, radius, j < 2 * radius + 2, A)
+            t = (first + j)[None, :]
+            mask = (c < sizes[0])[:, None] & (t >= 0) & (t < taps) & (j < 2 * radius + 2)[None, :]
+            added = tl.load(row + t, mask, 0) + scale * value[:, None] * share[None, :]
+            tl.debug_barrier()  # another thread may have written there for the last column
+            tl.store(row + t, added, mask)
+            tl.debug_barrier()
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def _arithmetic(t: Tensor) -> Any:
+    return tl.float64 if t.dtype == torch.float64 else tl.float32
+
+
+def _view(t: Tensor) -> tuple[Any, ...]:
+    return (t, *t.stride())
+
+
+class _Launches:
+    """The levels of right, and what every kernel wants to know of one."""
+
+    def __init__(
+        self, left: Tensor, right: Tensor, x: Tensor, radius: int, levels: int, scale: float | None
+    ) -> None:
+        self.left, self.radius, self.levels = left, radius, levels
+        self.position = x.to(_wide(left)).contiguous()
+        self.scale = left.shape[1] ** -0.5 if scale is None else scale
+        self.rights = [right, *_pool(right, levels, _wide(right))]
+        self.rows = left.shape[0] * left.shape[2]
+        self.across = triton.cdiv(left.shape[3], _COLUMNS)
+        self.deep = triton.cdiv(left.shape[1], _CHANNELS)
+        self.taps = min(16, triton.next_power_of_2(2 * radius + 2))
+
+    def __call__(self, kernel: Any, grid: tuple[int, ...], level: int, *tensors: Any, **options: int) -> None:
+        _, channels, height, width = self.left.shape
+        window = 2 * self.radius + 1
+        sizes = channels, height, width, self.rights[level].shape[3], self.levels * window
+        with torch.cuda.device_of(self.left):
+            kernel[grid](
+                *tensors, sizes, level * window, self.radius, 0.5**level, self.scale,
+                A=_arithmetic(self.left), num_warps=4, **options,
+            )  # fmt: skip
+
+
+def corr1d_lookup_on_demand(
+    left: Tensor, right: Tensor, x: Tensor, radius: int, levels: int, scale: float | None
+) -> Tensor:
+    batch, _, height, width = left.shape
+    out = left.new_empty(batch, levels * (2 * radius + 1), height, width)
+    if out.numel() > 0:
+        run = _Launches(left, right, x, radius, levels, scale)
+        for level, view in enumerate(map(_view, run.rights)):
+            run(
+                look_up_kernel, (run.rows, run.across), level, _view(left), view, run.position, out,
+                COLUMNS=_COLUMNS, TAPS=run.taps,
+            )  # fmt: skip
+    return out
+
+
+def corr1d_lookup_on_demand_backward(
+    grad: Tensor, left: Tensor, right: Tensor, x: Tensor, radius: int, levels: int, scale: float | None,
+    need_features: bool, need_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    run, grad = _Launches(left, right, x, radius, levels, scale), grad.contiguous()
+    empty = grad.numel() == 0
+    slope = torch.zeros_like(run.position) if need_x else run.position.new_empty(0)
+    to_left = (
+        torch.zeros_like(left, dtype=_wide(left), memory_format=torch.contiguous_format)
+        if need_features
+        else None
+    )
+    to_rights = (
+        [torch.zeros_like(t, dtype=_wide(t)).contiguous() for t in run.rights] if need_features else []
+    )
+    for level, view in enumerate(map(_view, run.rights)):
+        if need_x and not empty:
+            run(
+                slope_kernel, (run.rows, run.across), level, _view(left), view, run.position, grad, slope,
+                COLUMNS=_COLUMNS, TAPS=run.taps,
+            )  # fmt: skip
+        if need_features and not empty:
+            run(
+                left_kernel, (run.rows, run.across, run.deep), level, view, run.position, grad, to_left,
+                COLUMNS=_COLUMNS, CHANNELS=_CHANNELS,
+            )  # fmt: skip
+            run(
+                right_kernel, (run.rows, run.deep), level, _view(left), run.position, grad, to_rights[level],
+                CHANNELS=_CHANNELS, TAPS=run.taps,
+            )  # fmt: skip
+    if to_left is None:
+        return left.new_empty(0), right.new_empty(0), slope.to(x.dtype)
+    return to_left.to(left.dtype), spread_pairs(to_rights).to(right.dtype), slope.to(x.dtype)
