@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -197,9 +198,10 @@ def test_cuda_graph(model, pair, expected):
 def test_gradients_reach_every_parameter(paper):
     model, truth = small(paper=paper), torch.full((1, 1, 40, 64), 9.0)
     StereoLoss(32)(*model.predictions(*views(1, 40, 64), iters=2), truth).backward()
-    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not without
-    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    grads.pop("match.1.bias")  # the norm that follows takes it out again
+    assert not [name for name, grad in grads.items() if grad is None or not grad.any()]
+    assert all(bool(grad.isfinite().all()) for grad in grads.values())
 
 
 def test_gradients_stop_at_the_disparity(model, pair):
@@ -280,5 +282,6 @@ def test_operators_and_definitions_agree(paper, pair):
         StereoLoss(32)(*predictions, truth).backward()
         found.append((predictions, {n: p.grad for n, p in model.named_parameters()}))
     assert_close(found[0][0], found[1][0], rtol=0, atol=1e-3)
+    whole = math.sqrt(sum(float(grad.square().sum()) for grad in found[1][1].values()))
     for name, grad in found[0][1].items():
-        assert float((grad - found[1][1][name]).norm()) <= 0.02 * float(grad.norm()) + 1e-6, name
+        assert float((grad - found[1][1][name]).norm()) <= 0.02 * float(grad.norm()) + 1e-5 * whole, name
