@@ -22,7 +22,7 @@ demo: $(VENV)/built $(VENV)/demo.extra
 		$(if $(SIZE),--size $(SIZE)) $(if $(OUT),--out "$(OUT)") $(DEMO_FLAGS)
 
 test: $(VENV)/built $(VENV)/demo.extra $(VENV)/test.extra
-	$(BIN)/python -m pytest tests $(TEST_FLAGS)
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist worksteal $(TEST_FLAGS)
 
 bench: $(VENV)/built $(VENV)/bench.extra
 	$(BIN)/python -m bench run $(BENCH_FLAGS)

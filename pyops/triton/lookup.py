@@ -149,7 +149,7 @@ def _launch(
     kernel: Any,
     lines: Lines,
     position: Tensor,
-    other: Sequence[Tensor | int],
+    other: Sequence[Any],
     planes: int,
     radius: int,
     channels: int,
