@@ -94,16 +94,29 @@ def start_of(view, b, y):
 
 @triton.jit
 def products(
-    left, right, sizes, b, y, x, t, exists, A: tl.constexpr, COLUMNS: tl.constexpr, TAPS: tl.constexpr
+    left,
+    right,
+    sizes,
+    b,
+    y,
+    x,
+    t,
+    exists,
+    A: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TAPS: tl.constexpr,
+    BLOCK: tl.constexpr = 8,
 ):
     """Correlations ``[COLUMNS, TAPS]`` of columns x with entries t, 0 outside."""
     total = tl.zeros((COLUMNS, TAPS), A)
     inside = exists[:, None] & (t >= 0) & (t < sizes[3])
     left_start, right_start = start_of(left, b, y), start_of(right, b, y)
-    for channel in range(0, sizes[0]):
-        c = tl.cast(channel, tl.int64)
-        value = tl.load(left_start + c * left[2] + x * left[4], exists, 0).to(A)
-        total += value[:, None] * tl.load(right_start + c * right[2] + t * right[4], inside, 0).to(A)
+    for channel in range(0, sizes[0], BLOCK):
+        c = tl.cast(channel, tl.int64) + tl.arange(0, BLOCK)
+        known = c < sizes[0]
+        value = tl.load(left_start + c[:, None] * left[2] + x * left[4], known[:, None] & exists, 0).to(A)
+        source = right_start + c[:, None, None] * right[2] + t * right[4]
+        total += tl.sum(value[:, :, None] * tl.load(source, known[:, None, None] & inside, 0).to(A), 0)
     return total
 
 
@@ -193,28 +206,32 @@ def left_kernel(
 @triton.jit
 def right_kernel(
     left, position, grad, out, sizes, first_channel, radius, inverse, scale,
-    A: tl.constexpr, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
+    A: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
-    """Adds to `out [B, C, H, taps]` of a level; column after column of left, in order."""
+    """Writes a block of entries of `out [B, C, H, taps]` of a level: what all columns of left give to them."""
     b, y = row_of(sizes, tl.program_id(0))
-    c = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    t = tl.program_id(1).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)[None, :]
+    c = tl.program_id(2).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)[:, None]
     width, pixels, taps = sizes[2], sizes[1] * sizes[2], sizes[3]
-    row = out + ((b * sizes[0] + c) * sizes[1] + y)[:, None] * taps
     start = start_of(left, b, y)
-    for column in range(0, width):
-        x = tl.cast(column, tl.int64)
-        i = y * width + x + tl.zeros((1,), tl.int64)
+    total = tl.zeros((CHANNELS, ENTRIES), A)
+    for column in range(0, width, COLUMNS):
+        x = tl.cast(column, tl.int64) + tl.arange(0, COLUMNS)
+        exists = x < width
+        i = tl.where(exists, y * width + x, pixels)
         first, fraction, _ = place_of(position, b, i, pixels, width, inverse, radius, False, A)
-        value = tl.load(start + c * left[2] + x * left[4], c < sizes[0], 0).to(A)
-        for part in range(0, 2 * radius + 2, TAPS):
-            j = part + tl.arange(0, TAPS)
-            share = factor(grad, b, i, j, sizes, first_channel, fraction, radius, j < 2 * radius + 2, A)
-            t = (first + j)[None, :]
-            mask = (c < sizes[0])[:, None] & (t >= 0) & (t < taps) & (j < 2 * radius + 2)[None, :]
-            added = tl.load(row + t, mask, 0) + scale * value[:, None] * share[None, :]
-            tl.debug_barrier()  # another thread may have written there for the last column
-            tl.store(row + t, added, mask)
-            tl.debug_barrier()
+        j = t - first[:, None]
+        near = exists[:, None] & (j >= 0) & (j < 2 * radius + 2) & (t < taps)
+        if (
+            tl.max(near.to(tl.int32)) > 0
+        ):  # windows are narrow: most blocks of columns see none of these entries
+            share = factor(grad, b, i[:, None], j, sizes, first_channel, fraction[:, None], radius, near, A)
+            value = tl.load(
+                start + c * left[2] + x[None, :] * left[4], exists[None, :] & (c < sizes[0]), 0
+            ).to(A)
+            total += tl.sum(tl.where(near[None, :, :], value[:, :, None] * share[None, :, :], 0.0), 1)
+    to = out + ((b * sizes[0] + c) * sizes[1] + y) * taps + t
+    tl.store(to, scale * total, (c < sizes[0]) & (t < taps))
 
 
 def _wide(t: Tensor) -> torch.dtype:
@@ -297,8 +314,8 @@ def corr1d_lookup_on_demand_backward(
                 COLUMNS=_COLUMNS, CHANNELS=_CHANNELS,
             )  # fmt: skip
             run(
-                right_kernel, (run.rows, run.deep), level, _view(left), run.position, grad, to_rights[level],
-                CHANNELS=_CHANNELS, TAPS=run.taps,
+                right_kernel, (run.rows, triton.cdiv(run.rights[level].shape[3], 32), triton.cdiv(left.shape[1], 8)),
+                level, _view(left), run.position, grad, to_rights[level], COLUMNS=16, CHANNELS=8, ENTRIES=32,
             )  # fmt: skip
     if to_left is None:
         return left.new_empty(0), right.new_empty(0), slope.to(x.dtype)
