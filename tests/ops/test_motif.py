@@ -108,14 +108,14 @@ def invalid_camp(inputs):
 # ---- cases ---------------------------------------------------------------------------------------------
 
 
-def camp_case(name, make, poisoned):
+def camp_case(name, make, poisoned, dtypes):
     return OpCase(
         name=f"camp_conv{name}",
         function=pyops.camp_conv,
         reference=reference.camp_conv,
         make_inputs=make,
         differentiable=("motif", "features", "kernel"),
-        dtypes=FLOATS,
+        dtypes=dtypes,
         # batch, channels, height, width, motifs
         shapes=(
             *((2, 24, 9, 53, 4), (1, 13, 40, 75, 3), (1, 1, 1, 1, 1), (3, 2, 1, 8, 2), (0, 4, 3, 9, 2)),
@@ -146,8 +146,8 @@ CASES = [
         poison=poison_highpass,
         invalid=lambda inputs: invalid_features(inputs["features"]),
     ),
-    camp_case("", make_camp, "motif"),
-    camp_case("-positive", make_camp_positive, "features"),
+    camp_case("", make_camp, "motif", FLOATS),
+    camp_case("-positive", make_camp_positive, "features", FLOATS[:1]),
 ]
 
 
