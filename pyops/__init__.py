@@ -3,6 +3,7 @@
 from . import reference
 from ._native import __version__, build_info
 from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
+from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
 from .ops.groupwise import groupwise_correlation
 from .ops.local_correlation import local_correlation
@@ -23,6 +24,9 @@ __all__ = [
     "corr1d_lookup",
     "corr1d_lookup_on_demand",
     "corr1d_pyramid",
+    "corr2d_lookup",
+    "corr2d_lookup_on_demand",
+    "corr2d_pyramid",
     "disparity_warp",
     "fuse_luts",
     "geometry_lookup",

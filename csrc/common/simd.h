@@ -15,6 +15,9 @@
 #define PYOPS_MULTIVERSION
 #endif
 
+// Behind the parameters of a lambda: compiled with the function that calls it, for the same target.
+#define PYOPS_INLINED __attribute__((always_inline))
+
 namespace pyops::simd {
 
 typedef float f32x4 __attribute__((vector_size(16)));
@@ -121,6 +124,16 @@ PYOPS_HD void transpose(f32x8 (&v)[8]) {
     t[k + 4] = __builtin_shufflevector(v[k], v[k + 4], 4, 5, 6, 7, 12, 13, 14, 15);
   }
   for (int k = 0; k < 8; ++k) v[k] = t[k];
+}
+PYOPS_HD void transpose(f64x4 (&v)[4]) {
+  const f64x4 low[2] = {__builtin_shufflevector(v[0], v[1], 0, 4, 2, 6),
+                        __builtin_shufflevector(v[2], v[3], 0, 4, 2, 6)};
+  const f64x4 high[2] = {__builtin_shufflevector(v[0], v[1], 1, 5, 3, 7),
+                         __builtin_shufflevector(v[2], v[3], 1, 5, 3, 7)};
+  v[0] = __builtin_shufflevector(low[0], low[1], 0, 1, 4, 5);
+  v[1] = __builtin_shufflevector(high[0], high[1], 0, 1, 4, 5);
+  v[2] = __builtin_shufflevector(low[0], low[1], 2, 3, 6, 7);
+  v[3] = __builtin_shufflevector(high[0], high[1], 2, 3, 6, 7);
 }
 
 }  // namespace pyops::simd

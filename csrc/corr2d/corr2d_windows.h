@@ -1,0 +1,130 @@
+// Windows of planes of correlations on the CPU: a vector holds neighbouring pixels. A row of taps is read pixel by pixel,
+// as vectors of neighbouring taps, and then turned.
+#pragma once
+
+#include <algorithm>
+
+#include "../common/pixel.h"
+#include "../common/simd.h"
+#include "corr2d_args.h"
+
+namespace pyops::corr2d {
+
+using simd::kLanes;
+using simd::Vector;
+
+// `count` pixels of an image that follow each other, from `pixel` on; `x` and `y` are those of the image.
+template <class A>
+struct Run {
+  int64_t b, pixel, count, pixels;
+  const A *x, *y;
+
+  PYOPS_HD int tiles() const { return int(ceil_div<int64_t>(count, kLanes<A>)); }
+  PYOPS_HD int64_t pixel_of(int tile) const { return pixel + tile * kLanes<A>; }
+  PYOPS_HD int64_t count_of(int tile) const { return std::min<int64_t>(kLanes<A>, count - tile * kLanes<A>); }
+};
+
+template <class T, class A>
+PYOPS_HD Vector<A> load_pixels(const T* from, int64_t count = kLanes<A>) {
+  if (std::is_same_v<T, A> && count == kLanes<A>) return simd::load<Vector<A>>(from);
+  A element[kLanes<A>] = {};
+  if (count == kLanes<A>) {
+    for (int64_t k = 0; k < kLanes<A>; ++k) element[k] = decode<T, A>(from[k]);
+  } else {
+    for (int64_t k = 0; k < count; ++k) element[k] = decode<T, A>(from[k]);
+  }
+  return simd::load<Vector<A>>(element);
+}
+
+template <class T, class A>
+PYOPS_HD void store_pixels(T* to, Vector<A> value, int64_t count = kLanes<A>) {
+  if (std::is_same_v<T, A> && count == kLanes<A>) return simd::store(to, value);
+  A element[kLanes<A>];
+  simd::store(element, value);
+  for (int64_t k = 0; k < count; ++k) to[k] = encode<T, A>(element[k]);
+}
+
+// The windows of a vector of pixels in one level; lanes beyond the last pixel repeat it.
+template <class T, class A>
+struct Windows {
+  static constexpr int n = kLanes<A>;
+  int64_t rows, columns, taps;  // of a plane; of a window, in either direction
+  int column[n], row[n];        // the first tap
+  int64_t start[n];             // where it lies, in elements, if it exists
+  Vector<A> right, below;       // fractions
+  int64_t pixel, count;         // the first pixel, and how many there are
+
+  PYOPS_HD void place(const Level<T>& level, A inverse, const Run<A>& run, int tile, int radius) {
+    rows = level.rows, columns = level.columns, taps = 2 * radius + 2;
+    pixel = run.pixel_of(tile), count = run.count_of(tile);
+    A across[n], down[n];
+    for (int k = 0; k < n; ++k) {
+      const int64_t i = pixel + (k < count ? k : count - 1);
+      const Place<A> x(run.x[i] * inverse, radius), y(run.y[i] * inverse, radius);
+      column[k] = x.first, across[k] = x.fraction, row[k] = y.first, down[k] = y.fraction;
+      start[k] = (run.b * run.pixels + i) * rows * columns + y.first * columns + x.first;
+      if (x.first >= columns || x.first + taps <= 0) continue;
+      const int64_t end = std::min(taps, rows - y.first);
+      for (int64_t j = std::max<int64_t>(0, -int64_t(y.first)); j < end; ++j) {
+        const T* const line = level.data + start[k] + j * columns;
+        __builtin_prefetch(line), __builtin_prefetch(line + taps - 1);
+      }
+    }
+    right = simd::load<Vector<A>>(across), below = simd::load<Vector<A>>(down);
+  }
+
+  PYOPS_HD bool has_row(int lane, int64_t j) const { return uint64_t(row[lane] + j) < uint64_t(rows); }
+  PYOPS_HD bool has_vector(int lane, int64_t i) const {
+    return column[lane] + i >= 0 && column[lane] + i + n <= columns;
+  }
+  // Of the taps from `i` on, at most a vector of them, those that exist.
+  PYOPS_HD void limits(int lane, int64_t i, int64_t& begin, int64_t& end) const {
+    begin = std::max<int64_t>(0, -(column[lane] + i));
+    end = std::min<int64_t>({int64_t(n), taps - i, columns - column[lane] - i});
+  }
+
+  // Row j of the windows by tap, 0 outside of the planes. Some taps beyond the last one are written too.
+  PYOPS_HD void read(const T* planes, int64_t j, A* to) const {
+    for (int64_t i = 0; i < taps; i += n) {
+      Vector<A> v[n];
+      for (int k = 0; k < n; ++k) {
+        const T* const from = planes + start[k] + j * columns + i;
+        if (!has_row(k, j)) {
+          v[k] = simd::splat(A(0));
+        } else if (has_vector(k, i)) {
+          v[k] = load_pixels<T, A>(from);
+        } else {
+          A element[n] = {};
+          int64_t e, end;
+          for (limits(k, i, e, end); e < end; ++e) element[e] = decode<T, A>(from[e]);
+          v[k] = simd::load<Vector<A>>(element);
+        }
+      }
+      simd::transpose(v);
+      for (int k = 0; k < n; ++k) simd::store(to + (i + k) * n, v[k]);
+    }
+  }
+
+  // Adds to row j what `from` holds by tap.
+  PYOPS_HD void add(T* planes, int64_t j, const A* from) const {
+    for (int64_t i = 0; i < taps; i += n) {
+      Vector<A> v[n];
+      for (int k = 0; k < n; ++k) v[k] = simd::load<Vector<A>>(from + (i + k) * n);
+      simd::transpose(v);
+      for (int k = 0; k < count; ++k) {
+        if (!has_row(k, j)) continue;
+        T* const to = planes + start[k] + j * columns + i;
+        if (has_vector(k, i) && i + n <= taps) {
+          store_pixels<T, A>(to, load_pixels<T, A>(to) + v[k]);
+        } else {
+          A element[n];
+          simd::store(element, v[k]);
+          int64_t e, end;
+          for (limits(k, i, e, end); e < end; ++e) to[e] = encode<T, A>(decode<T, A>(to[e]) + element[e]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace pyops::corr2d
