@@ -154,16 +154,16 @@ def _save_pyramid(ctx, inputs, output):
 def _backward_pyramid(ctx, grads):
     first, second = ctx.saved_tensors
     dtype, factor = _arithmetic(first), _factor(first, ctx.scale)
-    grad = _spread([g.to(dtype) for g in grads]).flatten(3).flatten(1, 2)
+    batch, channels, *sizes = first.shape
+    other = second.shape[2:]
+    grad = _spread([g.to(dtype) for g in grads]).reshape(batch, sizes[0] * sizes[1], other[0] * other[1])
     need_first, need_second = ctx.needs_input_grad[:2]
     to_first = (second.to(dtype).flatten(2) * factor) @ grad.mT if need_first else None
     to_second = (first.to(dtype).flatten(2) * factor) @ grad if need_second else None
-    pairs = (to_first, first), (to_second, second)
-    return (
-        *(None if g is None else g.unflatten(-1, t.shape[2:]).to(first.dtype) for g, t in pairs),
-        None,
-        None,
-    )
+    return *(
+        None if g is None else g.reshape(batch, channels, *size).to(first.dtype)
+        for g, size in ((to_first, sizes), (to_second, other))
+    ), None, None
 
 
 def _vmap_pyramid(info, in_dims, first, second, levels, scale):

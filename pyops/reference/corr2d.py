@@ -38,7 +38,7 @@ def _pyramid(first: Tensor, second: Tensor, levels: int, scale: float | None) ->
     volume = torch.einsum("bchw,bcuv->bhwuv", first.to(dtype), second.to(dtype))
     pyramid = [volume * (first.shape[1] ** -0.5 if scale is None else scale)]
     for _ in range(levels - 1):
-        pyramid.append(F.avg_pool2d(pyramid[-1].flatten(0, 2), 2).unflatten(0, volume.shape[:3]))
+        pyramid.append(F.avg_pool2d(pyramid[-1].flatten(1, 2), 2).unflatten(1, volume.shape[1:3]))
     return pyramid
 
 
