@@ -325,6 +325,17 @@ def _lookup_samples(geometry: bool) -> list[Inputs]:
     return [dict(volumes=volumes, pyramid=pyramid, disparity=position, radius=4)]
 
 
+def _corr2d_samples(pyramid: bool, lookup: bool) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    coords = torch.rand(2, 2, 9, 13, generator=generator) * 16 - 2
+    if not pyramid:
+        levels = [torch.randn(2, 9, 13, 9 >> i, 13 >> i, generator=generator) for i in range(2)]
+        return [dict(pyramid=levels, coords=coords, radius=4)]
+    first, second = torch.randn(2, 2, 12, 9, 13, generator=generator).unbind()
+    inputs = dict(first=first, second=second, levels=3)
+    return [dict(inputs, coords=coords, radius=4)] if lookup else [inputs]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
@@ -334,6 +345,9 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "corr1d_pyramid": lambda: _corr1d_samples(False),
     "corr1d_lookup": lambda: _lookup_samples(False),
     "corr1d_lookup_on_demand": lambda: _corr1d_samples(True),
+    "corr2d_pyramid": lambda: _corr2d_samples(True, False),
+    "corr2d_lookup": lambda: _corr2d_samples(False, True),
+    "corr2d_lookup_on_demand": lambda: _corr2d_samples(True, True),
     "geometry_lookup": lambda: _lookup_samples(True),
     "groupwise_correlation": _groupwise_samples,
     "local_correlation": _local_correlation_samples,

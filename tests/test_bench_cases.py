@@ -18,6 +18,7 @@ from bench import case as cases  # noqa: E402
 from bench import inputs, run  # noqa: E402
 from bench.models.cotf import SMALL_FLOPS, WEIGHT_BYTES, CoTF  # noqa: E402
 from bench.ops.corr1d import Corr1d  # noqa: E402
+from bench.ops.corr2d import Corr2d  # noqa: E402
 from bench.ops.disparity import Upsample, Warp  # noqa: E402
 from bench.ops.groupwise import Groupwise  # noqa: E402
 from bench.ops.local_correlation import LocalCorrelation  # noqa: E402
@@ -26,6 +27,7 @@ from bench.ops.modulation import MULTIPLY_ADDS, Modulation  # noqa: E402
 from bench.ops.motif import Camp, Highpass  # noqa: E402
 from bench.ops.sampling import Sampling  # noqa: E402
 from bench.peers import corr1d as corr1d_peers  # noqa: E402
+from bench.peers import corr2d as corr2d_peers  # noqa: E402
 from bench.peers import cotf as cotf_peers  # noqa: E402
 from bench.peers import disparity as disparity_peers  # noqa: E402
 from bench.peers import groupwise as groupwise_peers  # noqa: E402
@@ -153,6 +155,12 @@ ROWS = Corr1d(shape=(4, 23), channels=12, levels=2, radius=2)
 ROWS_CHANGES = [{}, {"backward": True}, {"on_demand": True}, {"on_demand": True, "backward": True}]
 
 
+PLANES = Corr2d(shape=(9, 14), channels=12, levels=2, radius=2)
+PLANES_CHANGES = [
+    {"kind": kind, "backward": both} for kind in ("lookup", "pyramid", "on demand") for both in (False, True)
+]
+
+
 @pytest.mark.parametrize("changes", COSTS_CHANGES, ids=str)
 def test_lookup_contestants_agree(changes):
     assert disagreeing(replace(COSTS, **changes), lookup_peers.PEERS) == []
@@ -163,9 +171,18 @@ def test_corr1d_contestants_agree(changes):
     assert disagreeing(replace(ROWS, **changes), corr1d_peers.PEERS) == []
 
 
+@pytest.mark.parametrize("changes", PLANES_CHANGES, ids=str)
+def test_corr2d_contestants_agree(changes):
+    assert disagreeing(replace(PLANES, **changes), corr2d_peers.PEERS) == []
+
+
 @pytest.mark.parametrize(
     "case",
-    [*(replace(COSTS, **c) for c in COSTS_CHANGES), *(replace(ROWS, **c) for c in ROWS_CHANGES)],
+    [
+        *(replace(COSTS, **c) for c in COSTS_CHANGES),
+        *(replace(ROWS, **c) for c in ROWS_CHANGES),
+        *(replace(PLANES, **c) for c in PLANES_CHANGES),
+    ],
     ids=lambda case: case.title,
 )
 def test_lookups_find_out_other_work(case):

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from .. import _op
 from .. import reference as _reference
+from ._corr2d_lookup import _validate_coords, corr2d_lookup
 from ._validate import _require_device, _require_float, _require_int
 from .corr1d import _arithmetic, _factor, _fold
-from .corr2d_lookup import _validate_coords
+
+__all__ = ["corr2d_lookup", "corr2d_lookup_on_demand", "corr2d_pyramid"]
 
 _MOST_LEVELS = 16
 
@@ -160,10 +162,14 @@ def _backward_pyramid(ctx, grads):
     need_first, need_second = ctx.needs_input_grad[:2]
     to_first = (second.to(dtype).flatten(2) * factor) @ grad.mT if need_first else None
     to_second = (first.to(dtype).flatten(2) * factor) @ grad if need_second else None
-    return *(
-        None if g is None else g.reshape(batch, channels, *size).to(first.dtype)
-        for g, size in ((to_first, sizes), (to_second, other))
-    ), None, None
+    return (
+        *(
+            None if g is None else g.reshape(batch, channels, *size).to(first.dtype)
+            for g, size in ((to_first, sizes), (to_second, other))
+        ),
+        None,
+        None,
+    )
 
 
 def _vmap_pyramid(info, in_dims, first, second, levels, scale):
