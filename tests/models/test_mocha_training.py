@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from pyops.models import MoChaStereo
 from torch.testing import assert_close
 
 import pyops
@@ -85,3 +87,51 @@ def test_nothing_held_out_is_trained_on(stereo_scenes):
     trained = {name for names in stereo_scenes.TEXTURES.values() for name in names}
     assert stereo_scenes.held_out().keys() == {"coffee.png", "motorcycle_left.png", "flower.jpg"}
     assert not trained & stereo_scenes.held_out().keys() and "motorcycle_right.png" not in trained
+
+
+@pytest.fixture(scope="module")
+def train(stereo_scenes):
+    pytest.importorskip("rich")
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import train_mocha
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return train_mocha
+
+
+def test_step_and_resume(train, photos, tmp_path):
+    args = Namespace(device="cpu", out=tmp_path, steps=10, minutes=1e6, rate=1e-3, average=0.9)
+    args.max_disparity = 32
+    training = train.Training(args)
+    before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+    scenes = train.Scenes(photos, seed=1)
+    for _ in range(2):
+        loss, error = training.advance(scenes.batch(1, 64, 96, 20))
+        assert 0 < error < loss
+    still = {name for name, p in training.model.named_parameters() if torch.equal(p, before[name])}
+    assert not still
+    training.save()
+    weights = MoChaStereo.from_checkpoint(tmp_path / "mocha_stereo.pt", max_disparity=32).state_dict()
+    assert_close(weights, training.averaged.state_dict())
+    again = train.Training(args)
+    again.resume()
+    assert again.step == 2 and again.seconds == training.seconds
+    assert_close(again.model.state_dict(), training.model.state_dict())
+
+
+def test_errors(train):
+    truth = torch.tensor([[2.0, 5.0], [torch.inf, 10.0]])
+    found = torch.tensor([[2.5, 7.0], [3.0, 15.0]])
+    occluded = torch.tensor([[False, False], [False, True]])
+    expected = {"epe": 2.5, "epe_seen": 1.25, "bad1": 2 / 3, "bad3": 1 / 3}
+    assert train.errors(found, truth, occluded) == pytest.approx(expected)
+
+
+def test_real_pair(train):
+    left, right, disparity, _ = train.real_pair(256)
+    known = disparity.isfinite()
+    assert left.shape == right.shape == (3, *disparity.shape) and known.float().mean() > 0.8
+    warped = pyops.reference.disparity_warp(right[None].float(), disparity[None, None].where(known, 0))[0]
+    error = (warped - left).abs().mean(0)[known]
+    assert error.median() < 6, "of 255"

@@ -1,0 +1,248 @@
+"""Trains MoCha-Stereo on rendered pairs, and writes weights for `MoChaStereo.from_checkpoint`.
+
+    python examples/train_mocha.py --minutes 60 --out trained
+
+The pairs are rendered from a handful of photographs inside installed packages (see stereo_scenes.py), small ones first.
+Writes mocha_stereo.pt (the averaged weights), state.pt (to resume from) and curve.jsonl to --out. What it prints is
+measured on scenes of other photographs, and on a real pair that comes with scikit-image. Needs the extra "examples".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pyops.models import MoChaStereo, StereoLoss
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from stereo_scenes import TEXTURES, Scene, Scenes, held_out, photographs
+from torch import Tensor
+
+import pyops
+
+# Operators of pyops, and the definition of those that it lacks.
+OPS = SimpleNamespace(
+    **{name: getattr(pyops, name, getattr(pyops.reference, name)) for name in pyops.reference.__all__}
+)
+
+
+class Stage(NamedTuple):
+    """A part of the training: small scenes first, where a step takes little."""
+
+    until: float
+    """Share of the training."""
+    size: tuple[int, int]
+    """Of scenes."""
+    most: tuple[float, float]
+    """Between which the largest disparity of a scene lies."""
+    iters: int
+    """Updates."""
+
+
+STAGES = (
+    Stage(0.35, (64, 160), (6, 32), 2),
+    Stage(0.65, (96, 192), (8, 40), 3),
+    Stage(1.0, (128, 256), (12, 48), 4),
+)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end by then, whatever --steps says")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("trained"))
+    parser.add_argument("--resume", action="store_true", help="go on from state.pt in --out")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=6e-4, help="learning rate of AdamW at its highest")
+    parser.add_argument("--average", type=float, default=0.998, help="of the weights, decay in a step")
+    parser.add_argument("--max-disparity", type=int, default=64, help="of the model")
+    parser.add_argument("--evaluate", type=float, default=5.0, metavar="MINUTES", help="between evaluations")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def rate(progress: float, step: int) -> float:
+    """A short rise, then half a cosine."""
+    return min(1, (step + 1) / 200) * (1 + math.cos(math.pi * min(progress, 1))) / 2
+
+
+def errors(found: Tensor, disparity: Tensor, occluded: Tensor) -> dict[str, float]:
+    """Mean error in pixels (EPE), of what both views show too, and the share that is wrong by more than 1 and 3."""
+    error = (found - disparity).abs()
+    valid = disparity.isfinite()
+    seen = error[valid & ~occluded]
+    error = error[valid]
+    return {
+        "epe": error.mean().item(),
+        "epe_seen": seen.mean().item(),
+        "bad1": (error > 1).float().mean().item(),
+        "bad3": (error > 3).float().mean().item(),
+    }
+
+
+def cross_entropy(costs: Tensor, disparity: Tensor) -> Tensor:
+    """Of the costs ``[B, 1, D, H / 4, W / 4]`` with the two steps next to the true disparity; teaches features soon."""
+    truth = disparity[:, None, None, 1::4, 1::4] / 4
+    steps = torch.arange(costs.shape[2], device=costs.device).view(-1, 1, 1)
+    shares = (1 - (truth - steps).abs()).clamp(min=0)
+    return -(shares * costs.log_softmax(2)).sum(2).mean()
+
+
+def real_pair(width: int = 256) -> Scene:
+    """The pair of scikit-image, of a motorcycle, with its measured disparities, made smaller; unknown ones are inf."""
+    spec = find_spec("skimage")
+    assert spec is not None and spec.origin is not None
+    folder, views = Path(spec.origin).parent / "data", []
+    measured = np.load(folder / "motorcycle_disp.npz")["arr_0"]
+    height = round(measured.shape[0] * width / measured.shape[1] / 16) * 16
+    for side in ("left", "right"):
+        with Image.open(folder / f"motorcycle_{side}.png") as image:
+            pixels = np.array(image.convert("RGB").resize((width, height), Image.Resampling.BOX))
+        views.append(torch.from_numpy(pixels).permute(2, 0, 1))
+    disparity = F.interpolate(torch.from_numpy(measured)[None, None], (height, width), mode="nearest")[0, 0]
+    disparity = torch.where(disparity > 0, disparity, torch.inf) * (width / measured.shape[1])
+    return Scene(*views, disparity, torch.zeros_like(disparity, dtype=torch.bool))
+
+
+def unseen_scenes(count: int = 24) -> Scene:
+    """Of photographs that are not trained on, always the same ones."""
+    scenes, rng, stage = Scenes(held_out(), seed=1_000_000), random.Random(0), STAGES[-1]
+    found = [scenes.scene(*stage.size, rng.uniform(*stage.most)) for _ in range(count)]
+    return Scene(*(torch.stack(parts) for parts in zip(*found, strict=True)))
+
+
+@torch.inference_mode()
+def evaluate(model: MoChaStereo, scenes: Scene, iters: int = 8) -> dict[str, float]:
+    """What `errors` finds, over all pixels of scenes ``[B, ...]``, one pair at a time."""
+    device = next(model.parameters()).device
+    found = []
+    for left, right in zip(scenes.left, scenes.right, strict=True):
+        pair = (view[None].float().to(device) for view in (left, right))
+        found.append(model(*pair, iters=iters)[:, 0].cpu())
+    return errors(torch.cat(found), scenes.disparity, scenes.occluded)
+
+
+class Training:
+    """Model, running average of its weights, optimizer and clock: all that a checkpoint holds."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.model = MoChaStereo("small", max_disparity=args.max_disparity, ops=OPS).to(args.device).train()
+        self.averaged = MoChaStereo("small", max_disparity=args.max_disparity, ops=OPS).to(args.device).eval()
+        self.averaged.load_state_dict(self.model.state_dict())
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4, fused=True)
+        self.criterion = StereoLoss(max_disparity=args.max_disparity)
+        self.costs: list[Tensor] = []  # of which `predictions` returns the mean disparity only
+        self.model.classifier.register_forward_hook(lambda module, given, found: self.costs.append(found))
+        self.step, self.seconds, self.before = 0, 0.0, 0.0
+        self.begun = time.monotonic()
+
+    @property
+    def progress(self) -> float:
+        return max(self.step / self.args.steps, self.seconds / 60 / self.args.minutes)
+
+    @property
+    def stage(self) -> Stage:
+        return next((stage for stage in STAGES if self.progress < stage.until), STAGES[-1])
+
+    def advance(self, scenes: Scene) -> tuple[float, float]:
+        """One step; the loss and the mean error of the last prediction."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.rate * rate(self.progress, self.step)
+        left, right, disparity, _ = (part.to(self.args.device) for part in scenes)
+        initial, predictions = self.model.predictions(left.float(), right.float(), iters=self.stage.iters)
+        loss = self.criterion(initial, predictions, disparity[:, None])
+        loss = loss + 3 * cross_entropy(self.costs.pop(), disparity)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        with torch.no_grad():
+            share = 1 - min(self.args.average, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), share)
+        self.seconds = self.before + time.monotonic() - self.begun
+        return loss.item(), (predictions[-1].detach()[:, 0] - disparity).abs().mean().item()
+
+    def save(self) -> None:
+        state = {name: getattr(self, name).state_dict() for name in ("model", "averaged", "optimizer")}
+        _write({**state, "step": self.step, "seconds": self.seconds}, self.args.out / "state.pt")
+        _write(self.averaged.state_dict(), self.args.out / "mocha_stereo.pt")
+
+    def resume(self) -> None:
+        state = torch.load(self.args.out / "state.pt", map_location=self.args.device)
+        for name in ("model", "averaged", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.step, self.seconds, self.before = state["step"], state["seconds"], state["seconds"]
+
+
+def _write(content: dict, path: Path) -> None:
+    """All or nothing, so that an interruption leaves the last checkpoint."""
+    torch.save(content, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    training, console, curve = Training(args), Console(), args.out / "curve.jsonl"
+    if args.resume:
+        training.resume()
+    else:
+        curve.write_text("")
+    scenes = Scenes(photographs(TEXTURES), args.seed + training.step)
+    rng, unseen = random.Random(args.seed + training.step), unseen_scenes()
+    real = Scene(*(part[None] for part in real_pair()))
+
+    def report() -> None:
+        training.save()
+        row = {"step": training.step, "minutes": round(training.seconds / 60, 2)}
+        if recent:
+            row["loss"], row["epe_trained"] = torch.tensor(recent).mean(0).tolist()
+        row |= evaluate(training.averaged, unseen)
+        measured = evaluate(training.averaged, real)
+        row |= {f"real_{name}": measured[name] for name in ("epe", "bad1", "bad3")}
+        recent.clear()
+        row = {name: round(value, 4) for name, value in row.items()}
+        console.print(json.dumps(row), soft_wrap=True, highlight=False)
+        with curve.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    recent: list[tuple[float, float]] = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=args.steps, completed=training.step)
+        last = training.seconds
+        while training.progress < 1:
+            stage = training.stage
+            most = rng.uniform(*stage.most)
+            recent.append(training.advance(scenes.batch(args.batch, *stage.size, most)))
+            expected = min(args.steps, math.ceil(training.step / max(training.progress, 1e-6)))
+            loss = sum(loss for loss, _ in recent[-50:]) / len(recent[-50:])
+            bar.update(task, completed=training.step, total=expected, description=f"loss {loss:.3f}")
+            if training.seconds - last > 60 * args.evaluate:
+                report()
+                last = training.seconds
+    if recent:
+        report()
+
+
+if __name__ == "__main__":
+    main()
