@@ -95,12 +95,27 @@ def errors(found: Tensor, disparity: Tensor, occluded: Tensor) -> dict[str, floa
     }
 
 
-def cross_entropy(costs: Tensor, disparity: Tensor) -> Tensor:
-    """Of the costs ``[B, 1, D, H / 4, W / 4]`` with the two steps next to the true disparity; teaches features soon."""
+def volume_loss(costs: Tensor, disparity: Tensor) -> Tensor:
+    """Cross entropy of the costs ``[B, 1, D, H / 4, W / 4]`` and the steps next to the true disparity.
+
+    It teaches features sooner than the error of the mean disparity does.
+    """
     truth = disparity[:, None, None, 1::4, 1::4] / 4
-    steps = torch.arange(costs.shape[2], device=costs.device).view(-1, 1, 1)
-    shares = (1 - (truth - steps).abs()).clamp(min=0)
-    return -(shares * costs.log_softmax(2)).sum(2).mean()
+    return _cross_entropy(costs.movedim(2, -1), truth.movedim(2, -1)).mean()
+
+
+def match_loss(left: Tensor, right: Tensor, disparity: Tensor, occluded: Tensor) -> Tensor:
+    """The same of the descriptors ``[B, C, H / 4, W / 4]``: a pixel on the left, and all of its line on the right."""
+    correlation = torch.einsum("bchx,bchy->bhxy", left, right)
+    truth = torch.arange(left.shape[3], device=left.device) - disparity[:, 1::4, 1::4] / 4
+    seen = ~occluded[:, 1::4, 1::4] & (truth >= 0)
+    return (_cross_entropy(correlation, truth[..., None]) * seen).sum() / seen.sum().clamp(min=1)
+
+
+def _cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+    """Of logits along the last axis and the two places next to the true one, of which each has its share."""
+    shares = (1 - (truth - torch.arange(logits.shape[-1], device=logits.device)).abs()).clamp(min=0)
+    return -(shares * logits.log_softmax(-1)).sum(-1)
 
 
 def real_pair(width: int = 256) -> Scene:
@@ -147,8 +162,11 @@ class Training:
         self.averaged.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4, fused=True)
         self.criterion = StereoLoss(max_disparity=args.max_disparity)
-        self.costs: list[Tensor] = []  # of which `predictions` returns the mean disparity only
-        self.model.classifier.register_forward_hook(lambda module, given, found: self.costs.append(found))
+        self.inside: dict[str, Tensor] = {}  # of the model: what `predictions` does not return
+        for name in ("match", "classifier"):
+            self.model.get_submodule(name).register_forward_hook(
+                lambda module, given, found, name=name: self.inside.update({name: found})
+            )
         self.step, self.seconds, self.before = 0, 0.0, 0.0
         self.begun = time.monotonic()
 
@@ -164,10 +182,11 @@ class Training:
         """One step; the loss and the mean error of the last prediction."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.rate * rate(self.progress, self.step)
-        left, right, disparity, _ = (part.to(self.args.device) for part in scenes)
+        left, right, disparity, occluded = (part.to(self.args.device) for part in scenes)
         initial, predictions = self.model.predictions(left.float(), right.float(), iters=self.stage.iters)
         loss = self.criterion(initial, predictions, disparity[:, None])
-        loss = loss + 3 * cross_entropy(self.costs.pop(), disparity)
+        loss = loss + 3 * volume_loss(self.inside["classifier"], disparity)
+        loss = loss + 2 * match_loss(*self.inside["match"].chunk(2), disparity, occluded)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

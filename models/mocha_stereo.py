@@ -152,6 +152,11 @@ class MoChaStereo(nn.Module):
         self.refinement = layers.Refinement(w.refinement)
 
     @classmethod
+    def pretrained(cls, *, ops: Any = pyops) -> MoChaStereo:
+        """The small one with the weights that come with pyops; mocha_stereo.md beside this file says how they were made."""
+        return cls.from_checkpoint(Path(__file__).with_name("mocha_stereo.pt"), max_disparity=64, ops=ops)
+
+    @classmethod
     def from_checkpoint(cls, path: str | Path, backbone: str = "small", **options: Any) -> MoChaStereo:
         """Loads a ``state_dict`` of this class, ready for inference; ``options`` are those of the constructor.
 

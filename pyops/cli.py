@@ -1,4 +1,4 @@
-"""`pyops info | correct | demo | bench`, also as `python -m pyops`."""
+"""`pyops info | correct | stereo | demo | bench`, also as `python -m pyops`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import _native, correct, demo, testing
+from . import _native, correct, demo, stereo, testing
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout, where pyops runs from one
 
@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return info()
     if args.command == "correct":
         return correct.run(args)
+    if args.command == "stereo":
+        return stereo.run(args)
     if args.command == "demo":
         return demo.run(args)
     parser.print_help()
@@ -41,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command")
     commands.add_parser("info", help="show versions, libraries and devices, and check every operator")
     correct.add_arguments(commands.add_parser("correct", help="correct the exposure of pictures and videos"))
+    stereo.add_arguments(
+        commands.add_parser("stereo", help="find the disparity of a rectified pair, and points")
+    )
     demo.add_arguments(
         commands.add_parser("demo", help="correct and grade a photograph, beside stock PyTorch")
     )

@@ -22,6 +22,7 @@ ALLOWED = {
     "pyops.compat": {"pyops", "pyops.compat"},
     "pyops.correct": {"pyops.io", "pyops.models"},
     "pyops.io": {"pyops", "pyops.io"},
+    "pyops.stereo": {"pyops.io", "pyops.models"},
     "pyops.models": {"pyops", "pyops.models"},
 }
 STANDARD_ONLY = ("pyops.reference", "pyops.triton")  # besides torch

@@ -22,7 +22,7 @@ def test_help_names_every_command(argv, capsys):
     else:
         assert cli.main(argv) == 0
     printed = capsys.readouterr().out
-    assert all(f"\n    {command} " in printed for command in ("info", "correct", "demo", "bench"))
+    assert all(f"\n    {command} " in printed for command in ("info", "correct", "stereo", "demo", "bench"))
 
 
 def test_unknown_command(capsys):
