@@ -16,6 +16,7 @@ import random
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pyops.models import MoChaStereo, StereoLoss
+from pyops.models.mocha_pair import Pair
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from stereo_scenes import TEXTURES, Scene, Scenes, held_out, photographs
@@ -47,12 +49,11 @@ class Stage(NamedTuple):
     most: tuple[float, float]
     """Between which the largest disparity of a scene lies."""
     iters: int
-    """Updates."""
+    """Updates; at 0 the initial disparity alone is learnt, without the layers behind it."""
 
 
 STAGES = (
-    Stage(0.35, (64, 160), (6, 32), 2),
-    Stage(0.65, (96, 192), (8, 40), 3),
+    Stage(0.45, (64, 192), (8, 44), 0),
     Stage(1.0, (128, 256), (12, 48), 4),
 )
 
@@ -78,7 +79,7 @@ def parse() -> argparse.Namespace:
 
 def rate(progress: float, step: int) -> float:
     """A short rise, then half a cosine."""
-    return min(1, (step + 1) / 200) * (1 + math.cos(math.pi * min(progress, 1))) / 2
+    return min(1, (step + 1) / 300) * (1 + math.cos(math.pi * min(progress, 1))) / 2
 
 
 def errors(found: Tensor, disparity: Tensor, occluded: Tensor) -> dict[str, float]:
@@ -87,12 +88,8 @@ def errors(found: Tensor, disparity: Tensor, occluded: Tensor) -> dict[str, floa
     valid = disparity.isfinite()
     seen = error[valid & ~occluded]
     error = error[valid]
-    return {
-        "epe": error.mean().item(),
-        "epe_seen": seen.mean().item(),
-        "bad1": (error > 1).float().mean().item(),
-        "bad3": (error > 3).float().mean().item(),
-    }
+    found = {"epe": error, "epe_seen": seen, "bad1": (error > 1).float(), "bad3": (error > 3).float()}
+    return {name: round(value.mean().item(), 4) for name, value in found.items()}
 
 
 def volume_loss(costs: Tensor, disparity: Tensor) -> Tensor:
@@ -105,8 +102,9 @@ def volume_loss(costs: Tensor, disparity: Tensor) -> Tensor:
 
 
 def match_loss(left: Tensor, right: Tensor, disparity: Tensor, occluded: Tensor) -> Tensor:
-    """The same of the descriptors ``[B, C, H / 4, W / 4]``: a pixel on the left, and all of its line on the right."""
-    correlation = torch.einsum("bchx,bchy->bhxy", left, right)
+    """The same of correlations of the descriptors ``[B, C, H / 4, W / 4]``: a pixel on the left, and all of its line on the right."""
+    left, right = (F.group_norm(x, x.shape[1]) for x in (left, right))
+    correlation = torch.einsum("bchx,bchy->bhxy", left, right) * (2 / left.shape[1] ** 0.5)
     truth = torch.arange(left.shape[3], device=left.device) - disparity[:, 1::4, 1::4] / 4
     seen = ~occluded[:, 1::4, 1::4] & (truth >= 0)
     return (_cross_entropy(correlation, truth[..., None]) * seen).sum() / seen.sum().clamp(min=1)
@@ -134,7 +132,7 @@ def real_pair(width: int = 256) -> Scene:
     return Scene(*views, disparity, torch.zeros_like(disparity, dtype=torch.bool))
 
 
-def unseen_scenes(count: int = 24) -> Scene:
+def unseen_scenes(count: int = 16) -> Scene:
     """Of photographs that are not trained on, always the same ones."""
     scenes, rng, stage = Scenes(held_out(), seed=1_000_000), random.Random(0), STAGES[-1]
     found = [scenes.scene(*stage.size, rng.uniform(*stage.most)) for _ in range(count)]
@@ -152,6 +150,26 @@ def evaluate(model: MoChaStereo, scenes: Scene, iters: int = 8) -> dict[str, flo
     return errors(torch.cat(found), scenes.disparity, scenes.occluded)
 
 
+class Batches:
+    """Endless batches. Each is seen a few times, upside down too: to render it takes a good part of a step."""
+
+    def __init__(self, scenes: Scenes, count: int, seed: int, times: int = 3, kept: int = 60) -> None:
+        self.scenes, self.count, self.times, self.kept = scenes, count, times, kept
+        self.rng = random.Random(seed)
+        self.known: list[Scene] = []
+
+    def next(self, stage: Stage) -> Scene:
+        rng = self.rng
+        if self.known and self.known[0].left.shape[2:] != stage.size:
+            self.known.clear()
+        if len(self.known) < 4 or rng.random() < 1 / self.times:
+            batch = self.scenes.batch(self.count, *stage.size, rng.uniform(*stage.most))
+            self.known = [*self.known[-self.kept :], batch]
+            return batch
+        batch = rng.choice(self.known)
+        return Scene(*(part.flip(-2) for part in batch)) if rng.random() < 0.5 else batch
+
+
 class Training:
     """Model, running average of its weights, optimizer and clock: all that a checkpoint holds."""
 
@@ -160,7 +178,7 @@ class Training:
         self.model = MoChaStereo("small", max_disparity=args.max_disparity, ops=OPS).to(args.device).train()
         self.averaged = MoChaStereo("small", max_disparity=args.max_disparity, ops=OPS).to(args.device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4, fused=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4, foreach=True)
         self.criterion = StereoLoss(max_disparity=args.max_disparity)
         self.inside: dict[str, Tensor] = {}  # of the model: what `predictions` does not return
         for name in ("match", "classifier"):
@@ -178,15 +196,15 @@ class Training:
     def stage(self) -> Stage:
         return next((stage for stage in STAGES if self.progress < stage.until), STAGES[-1])
 
-    def advance(self, scenes: Scene) -> tuple[float, float]:
-        """One step; the loss and the mean error of the last prediction."""
+    def advance(self, scenes: Scene) -> dict[str, float]:
+        """One step; the loss and its parts."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.rate * rate(self.progress, self.step)
         left, right, disparity, occluded = (part.to(self.args.device) for part in scenes)
-        initial, predictions = self.model.predictions(left.float(), right.float(), iters=self.stage.iters)
-        loss = self.criterion(initial, predictions, disparity[:, None])
-        loss = loss + 3 * volume_loss(self.inside["classifier"], disparity)
-        loss = loss + 2 * match_loss(*self.inside["match"].chunk(2), disparity, occluded)
+        initial, predictions = self.predictions(left.float(), right.float())
+        volume = volume_loss(self.inside["classifier"], disparity)
+        match = match_loss(*self.inside["match"].chunk(2), disparity, occluded)
+        loss = self.criterion(initial, predictions, disparity[:, None]) + 3 * volume + 2 * match
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -196,7 +214,18 @@ class Training:
             share = 1 - min(self.args.average, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), share)
         self.seconds = self.before + time.monotonic() - self.begun
-        return loss.item(), (predictions[-1].detach()[:, 0] - disparity).abs().mean().item()
+        found = {"loss": loss, "volume": volume, "match": match}
+        for index, prediction in enumerate((initial, *predictions)):
+            found[f"epe_{index}"] = (prediction[:, 0] - disparity).abs().mean()
+        return {name: value.item() for name, value in found.items()}
+
+    def predictions(self, left: Tensor, right: Tensor) -> tuple[Tensor, list[Tensor]]:
+        model = self.model
+        if self.stage.iters:
+            return model.predictions(left, right, iters=self.stage.iters)
+        pair = Pair(model, left, right)
+        weights = model.first_weights(model.first_features(pair.features[0]), pair.stem)
+        return pair.cropped(model.ops.context_upsample(4 * pair.first, weights)), []
 
     def save(self) -> None:
         state = {name: getattr(self, name).state_dict() for name in ("model", "averaged", "optimizer")}
@@ -226,35 +255,34 @@ def main() -> None:
         training.resume()
     else:
         curve.write_text("")
-    scenes = Scenes(photographs(TEXTURES), args.seed + training.step)
-    rng, unseen = random.Random(args.seed + training.step), unseen_scenes()
+    seed, unseen = args.seed + training.step, unseen_scenes()
+    batches = Batches(Scenes(photographs(TEXTURES), seed), args.batch, seed)
     real = Scene(*(part[None] for part in real_pair()))
 
     def report() -> None:
         training.save()
         row = {"step": training.step, "minutes": round(training.seconds / 60, 2)}
         if recent:
-            row["loss"], row["epe_trained"] = torch.tensor(recent).mean(0).tolist()
+            row["trained"] = {
+                name: round(mean(step[name] for step in recent if name in step), 3) for name in recent[-1]
+            }
         row |= evaluate(training.averaged, unseen)
         measured = evaluate(training.averaged, real)
         row |= {f"real_{name}": measured[name] for name in ("epe", "bad1", "bad3")}
         recent.clear()
-        row = {name: round(value, 4) for name, value in row.items()}
         console.print(json.dumps(row), soft_wrap=True, highlight=False)
         with curve.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    recent: list[tuple[float, float]] = []
+    recent: list[dict[str, float]] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=args.steps, completed=training.step)
         last = training.seconds
         while training.progress < 1:
-            stage = training.stage
-            most = rng.uniform(*stage.most)
-            recent.append(training.advance(scenes.batch(args.batch, *stage.size, most)))
+            recent.append(training.advance(batches.next(training.stage)))
             expected = min(args.steps, math.ceil(training.step / max(training.progress, 1e-6)))
-            loss = sum(loss for loss, _ in recent[-50:]) / len(recent[-50:])
+            loss = mean(step["loss"] for step in recent[-50:])
             bar.update(task, completed=training.step, total=expected, description=f"loss {loss:.3f}")
             if training.seconds - last > 60 * args.evaluate:
                 report()
