@@ -105,10 +105,13 @@ def test_step_and_resume(train, photos, tmp_path):
     args.max_disparity = 32
     training = train.Training(args)
     before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
-    scenes = train.Scenes(photos, seed=1)
+    batches = train.Batches(train.Scenes(photos, seed=1), count=1, seed=1)
+    found = training.advance(batches.next(train.Stage(1, (64, 96), (8, 20), 0)))
+    assert found.keys() == {"loss", "volume", "match", "epe_0"} and 0 < found["epe_0"] < found["loss"]
+    training.step = 5  # where the updates take part
     for _ in range(2):
-        found = training.advance(scenes.batch(1, 64, 96, 20))
-        assert 0 < found["epe_0"] < found["loss"] and 0 < found["epe_4"] < found["loss"]
+        found = training.advance(batches.next(train.Stage(1, (64, 96), (8, 20), 0)))
+    assert found.keys() == {"loss", "volume", "match", "epe_0", "epe_1", "epe_2", "epe_3"}
     still = {name for name, p in training.model.named_parameters() if torch.equal(p, before[name])}
     assert not still
     training.save()
@@ -116,8 +119,30 @@ def test_step_and_resume(train, photos, tmp_path):
     assert_close(weights, training.averaged.state_dict())
     again = train.Training(args)
     again.resume()
-    assert again.step == 2 and again.seconds == training.seconds
+    assert again.step == 7 and again.seconds == training.seconds
     assert_close(again.model.state_dict(), training.model.state_dict())
+
+
+def test_batches_come_again_upside_down(train, photos):
+    batches = train.Batches(train.Scenes(photos, seed=1), count=2, seed=1, times=2)
+    stage = train.Stage(1, (32, 64), (8, 20), 0)
+    found = [batches.next(stage).left.float() for _ in range(24)]
+    assert all(left.shape == (2, 3, 32, 64) for left in found)
+    upright = {left.mean().item() for left in found}
+    assert 6 <= len({round(mean, 3) for mean in upright}) <= 18
+    assert batches.next(train.Stage(1, (32, 96), (8, 20), 0)).left.shape == (2, 3, 32, 96)
+
+
+def test_losses_are_least_for_the_truth(train):
+    """0 would need a sharper distribution than the two steps next to the truth allow."""
+    disparity, occluded = torch.full((1, 16, 32), 8.0), torch.zeros(1, 16, 32, dtype=torch.bool)
+    costs = torch.zeros(1, 1, 6, 4, 8)
+    costs[:, :, 2] = 20
+    assert train.volume_loss(costs, disparity) < 1e-3 < 15 < train.volume_loss(costs, disparity + 4)
+    right = torch.randn(1, 24, 4, 10)
+    left, right = right[..., :8], right[..., 2:]  # what is at x on the left is at x - 2 on the right
+    assert train.match_loss(left, right, disparity, occluded) < 0.5
+    assert train.match_loss(left, right, disparity + 4, occluded) > 2
 
 
 def test_errors(train):
