@@ -17,7 +17,6 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +29,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from stereo_scenes import TEXTURES, Scene, Scenes, held_out, photographs
 from torch import Tensor
-
-import pyops
-
-# Operators of pyops, and the definition of those that it lacks.
-OPS = SimpleNamespace(
-    **{name: getattr(pyops, name, getattr(pyops.reference, name)) for name in pyops.reference.__all__}
-)
 
 
 class Stage(NamedTuple):
@@ -54,8 +46,8 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage(0.4, (64, 192), (8, 44), 0),
-    Stage(0.75, (96, 224), (12, 48), 3),
-    Stage(1.0, (128, 256), (12, 48), 4),
+    Stage(0.85, (64, 192), (8, 48), 3),
+    Stage(1.0, (96, 256), (12, 48), 3),
 )
 
 
@@ -135,8 +127,8 @@ def real_pair(width: int = 256) -> Scene:
 
 def unseen_scenes(count: int = 16) -> Scene:
     """Of photographs that are not trained on, always the same ones."""
-    scenes, rng, stage = Scenes(held_out(), seed=1_000_000), random.Random(0), STAGES[-1]
-    found = [scenes.scene(*stage.size, rng.uniform(*stage.most)) for _ in range(count)]
+    scenes, rng = Scenes(held_out(), seed=1_000_000), random.Random(0)
+    found = [scenes.scene(128, 256, rng.uniform(12, 48)) for _ in range(count)]
     return Scene(*(torch.stack(parts) for parts in zip(*found, strict=True)))
 
 
@@ -176,8 +168,8 @@ class Training:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.model = MoChaStereo("small", max_disparity=args.max_disparity, ops=OPS).to(args.device).train()
-        self.averaged = MoChaStereo("small", max_disparity=args.max_disparity, ops=OPS).to(args.device).eval()
+        self.model = MoChaStereo("small", max_disparity=args.max_disparity).to(args.device).train()
+        self.averaged = MoChaStereo("small", max_disparity=args.max_disparity).to(args.device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4, foreach=True)
         self.criterion = StereoLoss(max_disparity=args.max_disparity)
