@@ -11,7 +11,6 @@ import pytest
 import torch
 from pyops.models import MoChaStereo
 
-import pyops
 from pyops import cli, models, stereo
 from pyops.io import disparity as disparities
 from pyops.io.pfm import read_pfm, write_pfm
@@ -142,9 +141,6 @@ def test_check_leaves_out_what_the_other_view_does_not_confirm(pair, tmp_path, c
     assert all(torch.equal(a, b) for a, b in zip(model.given[2:], mirrored, strict=True))
 
 
-@pytest.mark.skipif(
-    not set(pyops.reference.__all__) <= set(pyops.__all__), reason="needs the operators of the model"
-)
 def test_own_weights(pair, tmp_path, capsys):
     torch.save(MoChaStereo(max_disparity=32).half().state_dict(), tmp_path / "tiny.pt")
     options = "--weights", tmp_path / "tiny.pt", "--max-disparity", 32, "--iters", 2, "--device", "cpu"
