@@ -95,7 +95,7 @@ def volume_loss(costs: Tensor, disparity: Tensor) -> Tensor:
 
 
 def match_loss(left: Tensor, right: Tensor, disparity: Tensor, occluded: Tensor) -> Tensor:
-    """The same of correlations of descriptors ``[B, C, H / 4, W / 4]``: a pixel on the left with its line on the right."""
+    """The same of correlations of descriptors ``[B, C, H / 4, W / 4]``: a pixel on the left with its line."""
     left, right = (F.group_norm(x, x.shape[1]) for x in (left, right))
     correlation = torch.einsum("bchx,bchy->bhxy", left, right) * (2 / left.shape[1] ** 0.5)
     truth = torch.arange(left.shape[3], device=left.device) - disparity[:, 1::4, 1::4] / 4
