@@ -8,7 +8,7 @@
 namespace pyops::corr2d {
 namespace {
 
-constexpr int64_t kBlock = 1 << 20;  // factors at a time
+constexpr int64_t kBlock = 1 << 21;  // factors at a time
 
 template <class T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;

@@ -11,7 +11,7 @@ from .. import _op
 from .. import reference as _reference
 from ._corr2d_lookup import _validate_coords, corr2d_lookup
 from ._validate import _require_device, _require_float, _require_int
-from .corr1d import _arithmetic, _factor, _fold
+from .corr1d import _arithmetic, _factor, _fold, _save_pool, _save_spread
 
 __all__ = ["corr2d_lookup", "corr2d_lookup_on_demand", "corr2d_pyramid"]
 
@@ -201,17 +201,8 @@ def _backward_pool(ctx, grads):
     return _spread([torch.zeros(ctx.shape, dtype=ctx.dtype, device=ctx.device), *grads]), None
 
 
-def _save_pool(ctx, inputs, output):
-    volume, _levels = inputs
-    ctx.shape, ctx.dtype, ctx.device = volume.shape, volume.dtype, volume.device
-
-
 def _backward_spread(ctx, grad):
     return [grad, *torch.ops.pyops.pool_squares(grad, ctx.levels)]
-
-
-def _save_spread(ctx, inputs, output):
-    ctx.levels = len(inputs[0])
 
 
 def _vmap_pool(info, in_dims, volume, levels):
