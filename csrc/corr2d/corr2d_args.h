@@ -66,6 +66,7 @@ template <class T>
 struct Level {
   T* data;
   int64_t rows, columns;
+  int64_t entries;  // of all planes
 };
 
 // Lookups at coords [B, 2, H, W] in levels [B, H, W, U, V].
@@ -124,7 +125,7 @@ inline void check_buffers(const std::vector<Tensor>& buffers, const std::vector<
 template <class T>
 std::vector<Level<T>> levels_of(const std::vector<Tensor>& pyramid) {
   std::vector<Level<T>> all;
-  for (const Tensor& t : pyramid) all.push_back({data_of<T>(t), t.size(3), t.size(4)});
+  for (const Tensor& t : pyramid) all.push_back({data_of<T>(t), t.size(3), t.size(4), t.numel()});
   return all;
 }
 

@@ -10,7 +10,8 @@ namespace {
 constexpr int kTiles = 8;            // vectors of a run: of the result, whole lines of the cache
 constexpr int64_t kGrain = 1 << 14;  // taps worth a thread
 
-// Calls f(windows, level, tile) for all levels of a run, each time with the memory of the next windows under way.
+// Calls f(windows, next, level, tile) for all levels of a run. f fetches the rows of the next windows, one with each of
+// the windows, so that memory and arithmetic do not wait for each other.
 template <class T, class A, class F>
 PYOPS_HD void for_windows(const Level<T>* levels, int64_t count, const Run<A>& run, int radius, const F& f) {
   Windows<T, A> windows[2];
@@ -20,37 +21,41 @@ PYOPS_HD void for_windows(const Level<T>* levels, int64_t count, const Run<A>& r
     windows[i % 2].place(levels[l], A(1) / A(int64_t(1) << l), run, int(i % tiles), radius);
   };
   place(0);
+  for (int64_t j = 0; j < windows[0].taps; ++j) windows[0].prefetch(j);
   for (int64_t i = 0; i < count * tiles; ++i) {
     if (i + 1 < count * tiles) place(i + 1);
-    f(windows[i % 2], i / tiles, int(i % tiles));
+    f(windows[i % 2], windows[(i + 1 < count * tiles ? i + 1 : i) % 2], i / tiles, int(i % tiles));
   }
 }
 
 template <class T, class A>
-PYOPS_HD void look_up_window(const Windows<T, A>& w, const T* planes, int64_t pixels, A* scratch, T* to) {
+PYOPS_HD void look_up_window(const Windows<T, A>& w, const Windows<T, A>& next, int64_t pixels, A* scratch, T* to) {
   constexpr int n = kLanes<A>;
   const int64_t window = w.taps - 1;
   const Vector<A> one = simd::splat(A(1)), left = one - w.right, above = one - w.below;
   A *before = scratch, *after = scratch + ceil_div<int64_t>(w.taps, n) * n * n;
-  w.read(planes, 0, before);
+  next.prefetch(0);
+  w.read(0, before);
   for (int64_t j = 0; j < window; ++j) {
-    w.read(planes, j + 1, after);
+    next.prefetch(j + 1);
+    w.read(j + 1, after);
     const auto blend = [&](int64_t i) {
       return above * simd::load<Vector<A>>(before + i * n) + w.below * simd::load<Vector<A>>(after + i * n);
     };
     Vector<A> last = blend(0);
     T* out = to + j * pixels;
     for (int64_t i = 1; i <= window; ++i, out += window * pixels) {
-      const Vector<A> next = blend(i);
-      store_pixels<T, A>(out, left * last + w.right * next, w.count);
-      last = next;
+      const Vector<A> now = blend(i);
+      store_pixels<T, A>(out, left * last + w.right * now, w.count);
+      last = now;
     }
     std::swap(before, after);
   }
 }
 
 template <class T, class A>
-PYOPS_HD void spread_window(const Windows<T, A>& w, const T* grad, int64_t pixels, A* scratch, T* planes) {
+PYOPS_HD void spread_window(const Windows<T, A>& w, const Windows<T, A>& next, const T* grad, int64_t pixels,
+                            A* scratch, T* planes) {
   constexpr int n = kLanes<A>;
   const int64_t window = w.taps - 1, padded = ceil_div<int64_t>(w.taps, n) * n * n;
   const Vector<A> one = simd::splat(A(1)), nothing = simd::splat(A(0)), left = one - w.right, above = one - w.below;
@@ -68,6 +73,7 @@ PYOPS_HD void spread_window(const Windows<T, A>& w, const T* grad, int64_t pixel
       simd::store(now + i * n, value);
       simd::store(row + i * n, above * value + w.below * simd::load<Vector<A>>(last + i * n));
     }
+    next.prefetch(j);
     w.add(planes, j, row);
     std::swap(last, now);
   }
@@ -75,25 +81,27 @@ PYOPS_HD void spread_window(const Windows<T, A>& w, const T* grad, int64_t pixel
 
 // Adds to `slopes`, of x and of y.
 template <class T, class A>
-PYOPS_HD void slope_of_window(const Windows<T, A>& w, const T* planes, const T* grad, int64_t pixels, A inverse,
-                              A* scratch, Vector<A>* slopes) {
+PYOPS_HD void slope_of_window(const Windows<T, A>& w, const Windows<T, A>& next, const T* grad, int64_t pixels,
+                              A inverse, A* scratch, Vector<A>* slopes) {
   constexpr int n = kLanes<A>;
   const int64_t window = w.taps - 1;
   const Vector<A> one = simd::splat(A(1)), left = one - w.right, above = one - w.below;
   Vector<A> across = simd::splat(A(0)), down = across;
   A *before = scratch, *after = scratch + ceil_div<int64_t>(w.taps, n) * n * n;
-  w.read(planes, 0, before);
+  next.prefetch(0);
+  w.read(0, before);
   for (int64_t j = 0; j < window; ++j) {
-    w.read(planes, j + 1, after);
+    next.prefetch(j + 1);
+    w.read(j + 1, after);
     const auto upper = [&](int64_t i) { return simd::load<Vector<A>>(before + i * n); };
     const auto lower = [&](int64_t i) { return simd::load<Vector<A>>(after + i * n); };
     Vector<A> last = above * upper(0) + w.below * lower(0), step = lower(0) - upper(0);
     const T* from = grad + j * pixels;
     for (int64_t i = 1; i <= window; ++i, from += window * pixels) {
       const Vector<A> g = load_pixels<T, A>(from, w.count);
-      const Vector<A> next = above * upper(i) + w.below * lower(i), next_step = lower(i) - upper(i);
-      across += g * (next - last), down += g * (left * step + w.right * next_step);
-      last = next, step = next_step;
+      const Vector<A> now = above * upper(i) + w.below * lower(i), now_step = lower(i) - upper(i);
+      across += g * (now - last), down += g * (left * step + w.right * now_step);
+      last = now, step = now_step;
     }
     std::swap(before, after);
   }
@@ -111,26 +119,30 @@ PYOPS_HD void store_slopes(const A* at, Vector<A> slope, int64_t count, A* to) {
   PYOPS_MULTIVERSION void look_up(const Level<T>* levels, int64_t count, const Run<A>& run, int radius, A* scratch,   \
                                   T* out) {                                                                           \
     const int64_t square = int64_t(2 * radius + 1) * (2 * radius + 1);                                                \
-    for_windows(levels, count, run, radius, [&](const Windows<T, A>& w, int64_t l, int) PYOPS_INLINED {               \
-      look_up_window<T, A>(w, levels[l].data, run.pixels, scratch, out + l * square * run.pixels + w.pixel);          \
-    });                                                                                                               \
+    for_windows(levels, count, run, radius,                                                                           \
+                [&](const Windows<T, A>& w, const Windows<T, A>& next, int64_t l, int) PYOPS_INLINED {                \
+                  look_up_window<T, A>(w, next, run.pixels, scratch, out + l * square * run.pixels + w.pixel);        \
+                });                                                                                                   \
   }                                                                                                                   \
   PYOPS_MULTIVERSION void spread(const Level<T>* levels, int64_t count, const Run<A>& run, int radius, const T* grad, \
                                  A* scratch) {                                                                        \
     const int64_t square = int64_t(2 * radius + 1) * (2 * radius + 1);                                                \
-    for_windows(levels, count, run, radius, [&](const Windows<T, A>& w, int64_t l, int) PYOPS_INLINED {               \
-      spread_window<T, A>(w, grad + l * square * run.pixels + w.pixel, run.pixels, scratch, levels[l].data);          \
-    });                                                                                                               \
+    for_windows(levels, count, run, radius,                                                                           \
+                [&](const Windows<T, A>& w, const Windows<T, A>& next, int64_t l, int) PYOPS_INLINED {                \
+                  spread_window<T, A>(w, next, grad + l * square * run.pixels + w.pixel, run.pixels, scratch,         \
+                                      levels[l].data);                                                                \
+                });                                                                                                   \
   }                                                                                                                   \
   PYOPS_MULTIVERSION void slope(const Level<T>* levels, int64_t count, const Run<A>& run, int radius, const T* grad,  \
                                 A* scratch, A* to) {                                                                  \
     const int64_t square = int64_t(2 * radius + 1) * (2 * radius + 1);                                                \
     Vector<A> slopes[kTiles][2];                                                                                      \
     for (auto& pair : slopes) pair[0] = pair[1] = simd::splat(A(0));                                                  \
-    for_windows(levels, count, run, radius, [&](const Windows<T, A>& w, int64_t l, int tile) PYOPS_INLINED {          \
-      slope_of_window<T, A>(w, levels[l].data, grad + l * square * run.pixels + w.pixel, run.pixels,                  \
-                            A(1) / A(int64_t(1) << l), scratch, slopes[tile]);                                        \
-    });                                                                                                               \
+    for_windows(levels, count, run, radius,                                                                           \
+                [&](const Windows<T, A>& w, const Windows<T, A>& next, int64_t l, int tile) PYOPS_INLINED {           \
+                  slope_of_window<T, A>(w, next, grad + l * square * run.pixels + w.pixel, run.pixels,                \
+                                        A(1) / A(int64_t(1) << l), scratch, slopes[tile]);                            \
+                });                                                                                                   \
     for (int i = 0; i < run.tiles(); ++i) {                                                                           \
       const int64_t pixel = run.pixel_of(i);                                                                          \
       store_slopes<A>(run.x + pixel, slopes[i][0], run.count_of(i), to + pixel);                                      \

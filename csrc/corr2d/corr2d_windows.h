@@ -48,6 +48,8 @@ PYOPS_HD void store_pixels(T* to, Vector<A> value, int64_t count = kLanes<A>) {
 template <class T, class A>
 struct Windows {
   static constexpr int n = kLanes<A>;
+  const T* data;
+  int64_t entries;              // of all planes
   int64_t rows, columns, taps;  // of a plane; of a window, in either direction
   int column[n], row[n];        // the first tap
   int64_t start[n];             // where it lies, in elements, if it exists
@@ -55,7 +57,7 @@ struct Windows {
   int64_t pixel, count;         // the first pixel, and how many there are
 
   PYOPS_HD void place(const Level<T>& level, A inverse, const Run<A>& run, int tile, int radius) {
-    rows = level.rows, columns = level.columns, taps = 2 * radius + 2;
+    data = level.data, entries = level.entries, rows = level.rows, columns = level.columns, taps = 2 * radius + 2;
     pixel = run.pixel_of(tile), count = run.count_of(tile);
     A across[n], down[n];
     for (int k = 0; k < n; ++k) {
@@ -63,14 +65,17 @@ struct Windows {
       const Place<A> x(run.x[i] * inverse, radius), y(run.y[i] * inverse, radius);
       column[k] = x.first, across[k] = x.fraction, row[k] = y.first, down[k] = y.fraction;
       start[k] = (run.b * run.pixels + i) * rows * columns + y.first * columns + x.first;
-      if (x.first >= columns || x.first + taps <= 0) continue;
-      const int64_t end = std::min(taps, rows - y.first);
-      for (int64_t j = std::max<int64_t>(0, -int64_t(y.first)); j < end; ++j) {
-        const T* const line = level.data + start[k] + j * columns;
-        __builtin_prefetch(line), __builtin_prefetch(line + taps - 1);
-      }
     }
     right = simd::load<Vector<A>>(across), below = simd::load<Vector<A>>(down);
+  }
+
+  // Row j of all windows on its way to the first-level cache.
+  PYOPS_HD void prefetch(int64_t j) const {
+    for (int k = 0; k < n; ++k) {
+      if (!has_row(k, j)) continue;
+      const T* const line = data + start[k] + j * columns;
+      __builtin_prefetch(line), __builtin_prefetch(line + taps - 1);
+    }
   }
 
   PYOPS_HD bool has_row(int lane, int64_t j) const { return uint64_t(row[lane] + j) < uint64_t(rows); }
@@ -83,20 +88,31 @@ struct Windows {
     end = std::min<int64_t>({int64_t(n), taps - i, columns - column[lane] - i});
   }
 
+  static PYOPS_HD Vector<A> indices() {
+    constexpr A all[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    return simd::load<Vector<A>>(all);
+  }
+
   // Row j of the windows by tap, 0 outside of the planes. Some taps beyond the last one are written too.
-  PYOPS_HD void read(const T* planes, int64_t j, A* to) const {
+  PYOPS_HD void read(int64_t j, A* to) const {
     for (int64_t i = 0; i < taps; i += n) {
       Vector<A> v[n];
       for (int k = 0; k < n; ++k) {
-        const T* const from = planes + start[k] + j * columns + i;
+        const int64_t at = start[k] + j * columns + i;
         if (!has_row(k, j)) {
           v[k] = simd::splat(A(0));
         } else if (has_vector(k, i)) {
-          v[k] = load_pixels<T, A>(from);
+          v[k] = load_pixels<T, A>(data + at);
+        } else if (at >= 0 && at + n <= entries) {  // with what lies around the row
+          int64_t begin, end;
+          limits(k, i, begin, end);
+          const Vector<A> all = load_pixels<T, A>(data + at), index = indices();
+          v[k] = index >= simd::splat(A(begin)) ? all : simd::splat(A(0));
+          v[k] = index < simd::splat(A(end)) ? v[k] : simd::splat(A(0));
         } else {
           A element[n] = {};
           int64_t e, end;
-          for (limits(k, i, e, end); e < end; ++e) element[e] = decode<T, A>(from[e]);
+          for (limits(k, i, e, end); e < end; ++e) element[e] = decode<T, A>(data[at + e]);
           v[k] = simd::load<Vector<A>>(element);
         }
       }
