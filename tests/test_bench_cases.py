@@ -150,7 +150,13 @@ def test_groupwise_finds_out_other_work(changes):
 
 
 COSTS = Lookup(shape=(5, 23), disparities=12, channels=3, levels=2, radius=2)
-COSTS_CHANGES = [{}, {"backward": True}, {"geometry": True}, {"geometry": True, "backward": True}]
+COSTS_CHANGES = [
+    {},
+    {"backward": True},
+    {"dtype": torch.float16},
+    {"geometry": True},
+    {"geometry": True, "backward": True},
+]
 ROWS = Corr1d(shape=(4, 23), channels=12, levels=2, radius=2)
 ROWS_CHANGES = [{}, {"backward": True}, {"on_demand": True}, {"on_demand": True, "backward": True}]
 

@@ -18,7 +18,8 @@ PEERS = Peers()
 def _sample(lines: Tensor, place: Tensor) -> Tensor:
     """``lines [N, C, 1, D]`` at ``place [N, 1, K]``, as images of one row."""
     x = 2 * place / max(lines.shape[-1] - 1, 1) - 1
-    return F.grid_sample(lines, torch.stack([x, torch.zeros_like(x)], -1).to(lines.dtype), align_corners=True)
+    grid = torch.stack([x, torch.zeros_like(x)], -1)  # in float32: half of it does not reach all columns
+    return F.grid_sample(lines.to(grid.dtype), grid, align_corners=True).to(lines.dtype)
 
 
 def _window(position: Tensor, radius: int) -> Tensor:
@@ -70,12 +71,7 @@ def _plain(case: Lookup) -> Callable[..., Tensor]:
     return geometry_grid_samples if case.geometry else grid_samples
 
 
-def _single(case: Lookup) -> bool:
-    """grid_sample wants a grid of the dtype of the image, and half of it does not reach all columns."""
-    return case.dtype == torch.float32
-
-
-@PEERS.peer("torch grid_samples", stock=True, when=_single)
+@PEERS.peer("torch grid_samples", stock=True)
 def stock(case: Lookup, x: Inputs):
     if not case.geometry or case.backward:
         return case.task(_plain(case), x)
@@ -85,7 +81,7 @@ def stock(case: Lookup, x: Inputs):
 
 @PEERS.peer(
     "torch.compile grid_samples",
-    when=lambda case: _single(case) and not case.overhead,
+    when=lambda case: not case.overhead,
     slow_start=True,
     cpu_headlines_only=True,
 )
