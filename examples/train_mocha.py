@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("trained"))
     parser.add_argument("--resume", action="store_true", help="go on from state.pt in --out")
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=6e-4, help="learning rate of AdamW at its highest")
+    parser.add_argument("--rate", type=float, default=8e-4, help="learning rate of AdamW at its highest")
     parser.add_argument("--average", type=float, default=0.998, help="of the weights, decay in a step")
     parser.add_argument("--max-disparity", type=int, default=64, help="of the model")
     parser.add_argument("--evaluate", type=float, default=5.0, metavar="MINUTES", help="between evaluations")
@@ -169,6 +169,8 @@ class Training:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.model = MoChaStereo("small", max_disparity=args.max_disparity).to(args.device).train()
+        # Updates that are too large at first do harm, which units that never fire again cannot undo.
+        self.model.update.head[-1].weight.data.mul_(0.1)
         self.averaged = MoChaStereo("small", max_disparity=args.max_disparity).to(args.device).eval()
         self.averaged.load_state_dict(self.model.state_dict())
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-4, foreach=True)

@@ -153,7 +153,7 @@ class MoChaStereo(nn.Module):
 
     @classmethod
     def pretrained(cls, *, ops: Any = pyops) -> MoChaStereo:
-        """The small one with the weights that come with pyops; mocha_stereo.md says how they were made."""
+        """The small one with mocha_stereo.pt beside this file, or FileNotFoundError: see mocha_stereo.md."""
         return cls.from_checkpoint(Path(__file__).with_name("mocha_stereo.pt"), max_disparity=64, ops=ops)
 
     @classmethod

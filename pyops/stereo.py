@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--out", required=True, help=f"a folder, for {DISPARITY}, {FLOATS}, {COLOURS} and {POINTS}"
     )
     parser.add_argument(
-        "--weights", metavar="PATH", help="a checkpoint of MoChaStereo (default: the one that comes along)"
+        "--weights",
+        metavar="PATH",
+        help="a checkpoint of MoChaStereo, such as examples/train_mocha.py writes",
     )
     parser.add_argument(
         "--max-disparity",
@@ -176,7 +178,9 @@ def _model(args: argparse.Namespace) -> Matcher:
         try:
             model = MoChaStereo.pretrained()
         except FileNotFoundError:
-            raise ValueError("no weights come along: pass a checkpoint with --weights") from None
+            raise ValueError(
+                "no weights come along: pass a checkpoint, such as examples/train_mocha.py writes, with --weights"
+            ) from None
     return Matcher(model, torch.device(device), args.iters, args.scale)
 
 

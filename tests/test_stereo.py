@@ -209,7 +209,10 @@ def test_no_weights_no_cuda_no_extra(pair, tmp_path, monkeypatch, capsys):
     missing = mock.Mock(side_effect=FileNotFoundError("mocha_stereo.pt"))
     with mock.patch.object(models.MoChaStereo, "pretrained", missing):
         assert cli.main(["stereo", *map(str, pair), "-o", str(tmp_path / "out")]) == 2
-    assert "no weights come along: pass a checkpoint with --weights" in capsys.readouterr().err
+    assert (
+        "no weights come along: pass a checkpoint, such as examples/train_mocha.py writes, with --weights"
+        in capsys.readouterr().err
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(*pair, "-o", tmp_path / "out", "--device", "cuda") == 2
     assert "sees no CUDA device" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The weights of MoCha-Stereo that come with pyops, on pairs of which nothing was seen in training."""
+"""What weights of MoCha-Stereo must reach to come with pyops, on pairs of which nothing was seen in training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from pyops import models, stereo
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = Path(models.__file__).with_name("mocha_stereo.pt")
+DATA = ROOT.parent / "shared" / "data" / "stereo"
 ITERS = 8
+pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="no weights of MoCha-Stereo come along")
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +41,11 @@ def model() -> MoChaStereo:
 def real_pair() -> tuple[torch.Tensor, torch.Tensor]:
     """``[1, 3, 248, 359]`` each."""
     image = pytest.importorskip("PIL.Image")
-    folder = next(
-        (p / "shared/data/stereo" for p in ROOT.parents if (p / "shared/data/stereo").is_dir()), None
-    )
-    if folder is None:
-        pytest.skip("no shared/data/stereo beside the checkout")
+    if not DATA.is_dir():
+        pytest.skip(f"{DATA} is absent")
     views = []
     for name in ("im0.png", "im1.png"):
-        with image.open(folder / name) as picture:
+        with image.open(DATA / name) as picture:
             pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float()
         views.append(F.interpolate(pixels, scale_factor=0.5, mode="bilinear", antialias=True))
     return views[0], views[1]
