@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from pyops.models import MoChaStereo, StereoLoss
+from pyops.models.mocha_layers import MotifAttention
+from pyops.models.mocha_pair import Pair
 from torch.testing import assert_close
 
 import pyops
 from pyops import reference
-from pyops.models import MoChaStereo, StereoLoss
-from pyops.models.mocha_layers import MotifAttention
-from pyops.models.mocha_pair import Pair
 
 SIZES = ((1, 1), (1, 40), (33, 5), (31, 65))
 READY = all(hasattr(pyops, name) for name in ("camp_conv", "context_upsample", "geometry_lookup"))

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pyops.models import MoChaStereo
 from torch.testing import assert_close
 
 import pyops
 from pyops import reference
-from pyops.models import MoChaStereo
 
 READY = all(hasattr(pyops, name) for name in ("camp_conv", "context_upsample", "geometry_lookup"))
 OPS = pyops if READY else reference
