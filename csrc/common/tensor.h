@@ -15,6 +15,7 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "portable.h"
@@ -38,6 +39,17 @@ void dispatch_float(ScalarType dtype, const char* name, const F& f) {
     default: PYOPS_CHECK(false, name, " must be float32, float16 or bfloat16");
   }
 }
+
+// With float64 too, for backends that have it.
+template <class F>
+void dispatch_floating(ScalarType dtype, const char* name, const F& f) {
+  if (dtype == ScalarType::Double) return f(double());
+  dispatch_float(dtype, name, f);
+}
+
+// What elements are computed in.
+template <class T>
+using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class F>
 void dispatch_pixel(ScalarType dtype, const char* name, const F& f) {
@@ -104,6 +116,14 @@ inline std::vector<int64_t> sizes_of(const Tensor& t) {
 inline Tensor contiguous_as(const Tensor& t, ScalarType dtype) {
   const Tensor typed = t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
   return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+}
+
+inline Tensor in_order(const Tensor& t) { return contiguous_as(t, t.scalar_type()); }
+
+// A gradient, uninitialised: of the layout of `like`, or contiguous, where wanted; of shape [0] where not.
+inline Tensor new_gradient(const Tensor& like, bool need, bool keep_layout = true) {
+  return need ? new_tensor(like, sizes_of(like), like.scalar_type(), keep_layout && is_channels_last(like))
+              : new_tensor(like, {0}, like.scalar_type());
 }
 
 // An image [B, 3, H, W] of any strides, seen as B rows of H * W pixels where the layout allows it.

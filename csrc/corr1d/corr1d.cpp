@@ -39,15 +39,6 @@ PYOPS_REPEAT(float)
 PYOPS_REPEAT(double)
 #undef PYOPS_REPEAT
 
-template <class F>
-void dispatch(const Tensor& t, const F& f) {
-  if (t.scalar_type() == ScalarType::Double) return f(double());
-  dispatch_float(t.scalar_type(), "the volume", f);
-}
-
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 template <class T>
 T* data_of(const Tensor& t) {
   return static_cast<T*>(const_cast<void*>(t.const_data_ptr()));
@@ -59,7 +50,7 @@ std::vector<Tensor> pool(const Tensor& volume, int64_t levels) {
   std::vector<Tensor> pooled;
   for (int64_t l = 1; l < levels; ++l)
     pooled.push_back(new_tensor(volume, level_sizes(volume, l), volume.scalar_type()));
-  dispatch(volume, [&](auto zero) {
+  dispatch_floating(volume.scalar_type(), "the volume", [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     torch::stable::parallel_for(0, p.lines, std::max<int64_t>(1, kGrain / p.columns), [&](int64_t i, int64_t end) {
@@ -85,7 +76,7 @@ Tensor spread(std::vector<Tensor> grads) {
   const Pairs p = check_levels(grads);
   for (Tensor& grad : grads) grad = in_order(grad);
   const Tensor out = new_tensor(grads[0], sizes_of(grads[0]), grads[0].scalar_type());
-  dispatch(out, [&](auto zero) {
+  dispatch_floating(out.scalar_type(), "the volume", [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     torch::stable::parallel_for(0, p.lines, std::max<int64_t>(1, kGrain / p.columns), [&](int64_t i, int64_t end) {

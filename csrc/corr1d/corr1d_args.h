@@ -7,8 +7,6 @@
 
 namespace pyops::corr1d {
 
-inline Tensor in_order(const Tensor& t) { return contiguous_as(t, t.scalar_type()); }
-
 // Lines of `columns` entries, and levels of columns >> l entries made of them.
 struct Pairs {
   int64_t lines, columns, levels;
@@ -79,11 +77,6 @@ inline void check_gradient(const Problem& p, const Tensor& grad, const Tensor& l
               "grad must have the shape and the dtype of the result");
   PYOPS_CHECK(grad.is_cuda() == left.is_cuda() && grad.get_device() == left.get_device(),
               "grad must be on the device of left");
-}
-
-// A gradient, uninitialised: contiguous, of the sizes of `like` where wanted, of shape [0] where not.
-inline Tensor new_gradient(const Tensor& like, bool need) {
-  return new_tensor(like, need ? sizes_of(like) : std::vector<int64_t>{0}, like.scalar_type());
 }
 
 }  // namespace pyops::corr1d

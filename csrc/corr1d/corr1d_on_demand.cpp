@@ -58,9 +58,6 @@ PYOPS_PRODUCTS(float)
 PYOPS_PRODUCTS(double)
 #undef PYOPS_PRODUCTS
 
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // Columns of a row: left, and every level of right, one after the other.
 template <class A>
 struct Columns {
@@ -92,12 +89,6 @@ void for_rows(const Problem& p, const F& f) {
   torch::stable::parallel_for(0, p.batch * p.height, 1, f);
 }
 
-template <class F>
-void dispatch(const Tensor& t, const F& f) {
-  if (t.scalar_type() == ScalarType::Double) return f(double());
-  dispatch_float(t.scalar_type(), "left", f);
-}
-
 // Correlations of a pixel with the window of a level, 0 outside; unscaled.
 template <class A>
 void window_of(Columns<A>& columns, int64_t x, int64_t l, int first, int64_t n, A* to) {
@@ -114,7 +105,7 @@ Tensor forward(const Tensor& left, const Tensor& right, const Tensor& x, int64_t
   const Problem p = check(left, right, x, radius, levels, scale);
   const Tensor out = new_tensor(left, p.result(), left.scalar_type());
   if (out.numel() == 0) return out;
-  dispatch(left, [&](auto zero) {
+  dispatch_floating(left.scalar_type(), "left", [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     const Tensor at = contiguous_as(x, sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float);
@@ -147,11 +138,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& le
                                             std::optional<double> scale, bool need_features, bool need_x) {
   const Problem p = check(left, right, x, radius, levels, scale);
   check_gradient(p, grad, left);
-  const Tensor grad_left = new_gradient(left, need_features), grad_right = new_gradient(right, need_features);
+  const Tensor grad_left = new_gradient(left, need_features, false),
+               grad_right = new_gradient(right, need_features, false);
   const auto arithmetic = left.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const Tensor slope = new_tensor(x, need_x ? sizes_of(x) : std::vector<int64_t>{0}, arithmetic);
   if (grad.numel() > 0)
-    dispatch(left, [&](auto zero) {
+    dispatch_floating(left.scalar_type(), "left", [&](auto zero) {
       using T = decltype(zero);
       using A = Arithmetic<T>;
       const Tensor at = contiguous_as(x, arithmetic), from = in_order(grad);

@@ -230,7 +230,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& le
   const Problem p = check(left, right, x, radius, levels, scale);
   check_gradient(p, grad, left);
   const DeviceScope scope(left);
-  const Tensor grad_left = new_gradient(left, need_features), grad_right = new_gradient(right, need_features);
+  const Tensor grad_left = new_gradient(left, need_features, false),
+               grad_right = new_gradient(right, need_features, false);
   const Tensor to_x = new_tensor(x, need_x ? sizes_of(x) : std::vector<int64_t>{0}, ScalarType::Float);
   if (grad.numel() > 0 && (need_features || need_x)) {
     const Tensor at = contiguous_as(x, ScalarType::Float), dense = in_order(right), from = in_order(grad);

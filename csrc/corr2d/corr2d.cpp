@@ -47,15 +47,6 @@ PYOPS_SQUARES(double)
 #undef PYOPS_SQUARES
 
 template <class F>
-void dispatch(const Tensor& t, const F& f) {
-  if (t.scalar_type() == ScalarType::Double) return f(double());
-  dispatch_float(t.scalar_type(), "the volume", f);
-}
-
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class F>
 void for_planes(const Planes& p, const F& f) {
   torch::stable::parallel_for(0, p.planes, std::max<int64_t>(1, kGrain / p.entries(0)), f);
 }
@@ -65,7 +56,7 @@ std::vector<Tensor> pool(const Tensor& volume, int64_t levels) {
   const Tensor source = in_order(volume);
   const std::vector<Tensor> pooled = new_pooled(volume, levels, volume.scalar_type());
   if (levels == 1) return pooled;
-  dispatch(volume, [&](auto zero) {
+  dispatch_floating(volume.scalar_type(), "the volume", [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     for_planes(p, [&](int64_t i, int64_t end) {
@@ -94,7 +85,7 @@ Tensor spread(std::vector<Tensor> grads) {
   const Planes p = check_levels(grads);
   for (Tensor& grad : grads) grad = in_order(grad);
   const Tensor out = new_tensor(grads[0], sizes_of(grads[0]), grads[0].scalar_type());
-  dispatch(out, [&](auto zero) {
+  dispatch_floating(out.scalar_type(), "the volume", [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     for_planes(p, [&](int64_t i, int64_t end) {

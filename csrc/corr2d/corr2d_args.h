@@ -7,8 +7,6 @@
 
 namespace pyops::corr2d {
 
-inline Tensor in_order(const Tensor& t) { return contiguous_as(t, t.scalar_type()); }
-
 template <class T>
 T* data_of(const Tensor& t) {
   return static_cast<T*>(const_cast<void*>(t.const_data_ptr()));
@@ -17,11 +15,6 @@ T* data_of(const Tensor& t) {
 inline void check_same(const Tensor& t, const Tensor& other, const char* names) {
   PYOPS_CHECK(t.scalar_type() == other.scalar_type(), names, " must have one dtype");
   PYOPS_CHECK(t.is_cuda() == other.is_cuda() && t.get_device() == other.get_device(), names, " must be on one device");
-}
-
-// A gradient, uninitialised: contiguous, of the sizes of `like` where wanted, of shape [0] where not.
-inline Tensor new_gradient(const Tensor& like, bool need) {
-  return new_tensor(like, need ? sizes_of(like) : std::vector<int64_t>{0}, like.scalar_type());
 }
 
 // ---- the levels of a pyramid ----------------------------------------------------------------------------------------

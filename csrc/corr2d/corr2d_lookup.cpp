@@ -155,9 +155,6 @@ PYOPS_LOOKUPS(BFloat16, float)
 PYOPS_LOOKUPS(double, double)
 #undef PYOPS_LOOKUPS
 
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // Calls f(run, scratch memory) in any order.
 template <class A, class F>
 void for_runs(const Problem& p, const Tensor& coords, const F& f) {
@@ -174,12 +171,6 @@ void for_runs(const Problem& p, const Tensor& coords, const F& f) {
   });
 }
 
-template <class F>
-void dispatch(const Problem& p, const F& f) {
-  if (p.pyramid[0].scalar_type() == ScalarType::Double) return f(double());
-  dispatch_float(p.pyramid[0].scalar_type(), "pyramid", f);
-}
-
 Tensor places(const Problem& p, const Tensor& coords) {
   const bool wide = p.pyramid[0].scalar_type() == ScalarType::Double;
   return contiguous_as(coords, wide ? ScalarType::Double : ScalarType::Float);
@@ -189,7 +180,7 @@ Tensor forward(std::vector<Tensor> pyramid, const Tensor& coords, int64_t radius
   const Problem p = check(pyramid, coords, radius);
   const Tensor out = new_tensor(p.pyramid[0], p.result(), p.pyramid[0].scalar_type()), at = places(p, coords);
   if (out.numel() == 0) return out;
-  dispatch(p, [&](auto zero) {
+  dispatch_floating(p.pyramid[0].scalar_type(), "pyramid", [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     const auto levels = levels_of<T>(p.pyramid);
@@ -202,9 +193,9 @@ Tensor forward(std::vector<Tensor> pyramid, const Tensor& coords, int64_t radius
 
 Tensor run_backward(const Problem& p, const Tensor& grad, const std::vector<Tensor>* buffers, const Tensor& coords,
                     bool need_coords) {
-  const Tensor at = places(p, coords), from = in_order(grad), to = new_gradient(at, need_coords);
+  const Tensor at = places(p, coords), from = in_order(grad), to = new_gradient(at, need_coords, false);
   if (grad.numel() > 0)
-    dispatch(p, [&](auto zero) {
+    dispatch_floating(p.pyramid[0].scalar_type(), "pyramid", [&](auto zero) {
       using T = decltype(zero);
       using A = Arithmetic<T>;
       const auto levels = levels_of<T>(p.pyramid);

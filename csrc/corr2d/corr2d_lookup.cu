@@ -154,7 +154,7 @@ Tensor run_backward(const Problem& p, const Tensor& grad, const std::vector<Tens
                     bool need_coords) {
   const DeviceScope scope(coords);
   const Tensor at = contiguous_as(coords, ScalarType::Float), from = in_order(grad);
-  const Tensor to = new_gradient(at, need_coords);
+  const Tensor to = new_gradient(at, need_coords, false);
   if (grad.numel() > 0)
     dispatch_float(grad.scalar_type(), "grad", [&](auto zero) {
       using T = decltype(zero);

@@ -16,7 +16,7 @@ std::vector<Tensor> backward(const Tensor& grad, std::vector<Tensor> pyramid, co
   check_gradient(p.result(), grad, p.pyramid[0]);
   std::vector<Tensor> grads;
   for (const Tensor& level : p.pyramid) {
-    grads.push_back(new_gradient(level, need_pyramid));
+    grads.push_back(new_gradient(level, need_pyramid, false));
     torch::stable::zero_(grads.back());
   }
   const Tensor slope = run_backward(p, grad, need_pyramid ? &grads : nullptr, coords, need_coords);

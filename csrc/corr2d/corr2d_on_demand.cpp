@@ -10,15 +10,6 @@ namespace {
 
 constexpr int64_t kBlock = 1 << 21;  // factors at a time
 
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class F>
-void dispatch(const Tensor& t, const F& f) {
-  if (t.scalar_type() == ScalarType::Double) return f(double());
-  dispatch_float(t.scalar_type(), "first", f);
-}
-
 // The coordinates of an image's pixels, and where they lie in a level.
 template <class A>
 struct Places {
@@ -42,7 +33,7 @@ Tensor forward(const Tensor& first, const Tensor& second, const Tensor& coords, 
   const OnDemand p = check(first, second, coords, radius, levels, scale);
   const Tensor out = new_tensor(first, p.result(), first.scalar_type()), at = places_of(first, coords);
   if (out.numel() == 0) return out;
-  dispatch(first, [&](auto zero) {
+  dispatch_floating(first.scalar_type(), "first", [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     const auto from = pixels_of<T>(first), other = pixels_of<T>(second);
@@ -180,10 +171,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& fi
                                             bool need_coords) {
   const OnDemand p = check(first, second, coords, radius, levels, scale);
   check_gradient(p.result(), grad, first);
-  const Tensor grad_first = new_gradient(first, need_first), grad_second = new_gradient(second, need_second);
-  const Tensor at = places_of(first, coords), dense = in_order(grad), slopes = new_gradient(at, need_coords);
+  const Tensor grad_first = new_gradient(first, need_first, false),
+               grad_second = new_gradient(second, need_second, false);
+  const Tensor at = places_of(first, coords), dense = in_order(grad), slopes = new_gradient(at, need_coords, false);
   if (grad.numel() > 0 && (need_first || need_second || need_coords))
-    dispatch(first, [&](auto zero) {
+    dispatch_floating(first.scalar_type(), "first", [&](auto zero) {
       using T = decltype(zero);
       using A = Arithmetic<T>;
       const auto from = pixels_of<T>(first), other = pixels_of<T>(second);

@@ -157,8 +157,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& fi
   check_gradient(p.result(), grad, first);
   const DeviceScope scope(first);
   const Tensor at = contiguous_as(coords, ScalarType::Float), dense = in_order(second), from = in_order(grad);
-  const Tensor grad_first = new_gradient(first, need_first), grad_second = new_gradient(second, need_second);
-  const Tensor slopes = new_gradient(at, need_coords);
+  const Tensor grad_first = new_gradient(first, need_first, false),
+               grad_second = new_gradient(second, need_second, false);
+  const Tensor slopes = new_gradient(at, need_coords, false);
   if (grad.numel() > 0 && (need_first || need_second || need_coords)) {
     const auto means = new_pooled(second, levels, ScalarType::Float);
     dispatch_float(first.scalar_type(), "first", [&](auto zero) {

@@ -86,12 +86,4 @@ inline void check_gradient(const Tensor& grad, const Tensor& image, bool need_im
   check_same_device(grad, image, "grad");
 }
 
-// ---- gradients -------------------------------------------------------------------------------------------------------
-
-// Uninitialised where wanted, of shape [0] where not.
-inline Tensor new_gradient(const Tensor& like, bool need) {
-  return need ? new_tensor(like, sizes_of(like), like.scalar_type(), is_channels_last(like))
-              : new_tensor(like, {0}, like.scalar_type());
-}
-
 }  // namespace pyops::disparity

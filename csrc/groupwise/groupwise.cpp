@@ -57,9 +57,6 @@ PYOPS_ROW_IO(double, double)
 
 // ---- rows of groups ----------------------------------------------------------------------------------------------------
 
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 struct Row {
   int64_t b, g, y;
 };
@@ -198,17 +195,11 @@ void backpropagate(const Problem& p, const Tensor& grad_tensor, const Tensor& le
 
 // ---- operators ---------------------------------------------------------------------------------------------------------
 
-template <class F>
-void dispatch(const Tensor& t, const F& f) {
-  if (t.scalar_type() == ScalarType::Double) return f(double());
-  dispatch_float(t.scalar_type(), "left", f);
-}
-
 Tensor forward(const Tensor& left, const Tensor& right, int64_t max_disparity, int64_t groups, bool normalize) {
   const Problem p = check(left, right, max_disparity, groups, normalize);
   const Tensor out = new_tensor(left, p.volume(), left.scalar_type());
   if (out.numel() == 0) return out;
-  dispatch(left, [&](auto zero) { correlate<decltype(zero)>(p, left, right, out); });
+  dispatch_floating(left.scalar_type(), "left", [&](auto zero) { correlate<decltype(zero)>(p, left, right, out); });
   return out;
 }
 
@@ -217,7 +208,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& left, cons
   const Problem p = check_gradient(grad, left, right, normalize);
   const Tensor grad_left = new_gradient(left, need_left), grad_right = new_gradient(right, need_right);
   if (grad.numel() == 0) return {grad_left, grad_right};
-  dispatch(left, [&](auto zero) {
+  dispatch_floating(left.scalar_type(), "left", [&](auto zero) {
     backpropagate<decltype(zero)>(p, grad, left, right, grad_left, grad_right, need_left, need_right);
   });
   return {grad_left, grad_right};

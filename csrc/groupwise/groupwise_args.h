@@ -41,12 +41,6 @@ inline Problem check_gradient(const Tensor& grad, const Tensor& left, const Tens
   return p;
 }
 
-// A gradient, uninitialised: of the layout of `like` where wanted, of shape [0] where not.
-inline Tensor new_gradient(const Tensor& like, bool need) {
-  return need ? new_tensor(like, sizes_of(like), like.scalar_type(), is_channels_last(like))
-              : new_tensor(like, {0}, like.scalar_type());
-}
-
 // A volume [B, groups, disparities, H, W] of any strides.
 template <class T>
 struct Volume {

@@ -135,17 +135,11 @@ void run_backward(const Problem& p, const Tensor& grad_tensor, const std::vector
 
 // ---- operators -----------------------------------------------------------------------------------------------------------
 
-template <class F>
-void dispatch(const Tensor& t, const F& f) {
-  if (t.scalar_type() == ScalarType::Double) return f(double());
-  dispatch_float(t.scalar_type(), "first", f);
-}
-
 Tensor forward(const Tensor& first, const Tensor& second, int64_t radius, int64_t dilation) {
   const Problem p = check(first, second, radius, dilation);
   const Tensor out = new_tensor(first, p.volume(), first.scalar_type());
   if (out.numel() == 0) return out;
-  dispatch(first, [&](auto zero) { run<decltype(zero)>(p, first, second, out); });
+  dispatch_floating(first.scalar_type(), "first", [&](auto zero) { run<decltype(zero)>(p, first, second, out); });
   return out;
 }
 
@@ -154,7 +148,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& first, con
   const Problem p = check_gradient(grad, first, second, radius, dilation);
   const Tensor grad_first = new_gradient(first, need_first), grad_second = new_gradient(second, need_second);
   if (grad.numel() == 0) return {grad_first, grad_second};
-  dispatch(first, [&](auto zero) {
+  dispatch_floating(first.scalar_type(), "first", [&](auto zero) {
     using T = decltype(zero);
     std::vector<Side<T>> sides;
     if (need_first) sides.push_back({false, pixels_of<T>(second), pixels_of<T>(grad_first)});

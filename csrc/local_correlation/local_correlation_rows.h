@@ -12,20 +12,8 @@
 
 namespace pyops::local_correlation::rows {
 
-template <class A>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  using type = simd::f32x8;
-};
-template <>
-struct VectorOf<double> {
-  using type = simd::f64x4;
-};
-template <class A>
-using Vector = typename VectorOf<A>::type;
-template <class A>
-constexpr int64_t kLanes = sizeof(Vector<A>) / sizeof(A);
+using simd::kLanes;
+using simd::Vector;
 
 constexpr int kMostRows = 3;           // that are served at a time
 constexpr int64_t kMostChannels = 64;  // that are summed by themselves: rounding stays small, and so do these rows

@@ -55,9 +55,6 @@ PYOPS_ROW_IO(double, double)
 
 // ---- tiles ---------------------------------------------------------------------------------------------------------------
 
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // Elements to a row of a tile: whole cache lines, an odd number, so that neighbours lie in different sets of a cache.
 template <class A>
 int64_t pitch_for(int64_t columns) {

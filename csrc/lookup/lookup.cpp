@@ -205,9 +205,6 @@ PYOPS_LOOKUPS(BFloat16, float)
 PYOPS_LOOKUPS(double, double)
 #undef PYOPS_LOOKUPS
 
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 template <class A, class F>
 void for_runs(const Problem& p, const Tensor& position, const F& f) {
   constexpr int64_t most = kTiles * kLanes<A>;
@@ -221,12 +218,6 @@ void for_runs(const Problem& p, const Tensor& position, const F& f) {
   });
 }
 
-template <class F>
-void dispatch(const Problem& p, const F& f) {
-  if (p.pyramid[0].scalar_type() == ScalarType::Double) return f(double());
-  dispatch_float(p.pyramid[0].scalar_type(), "pyramid", f);
-}
-
 Tensor positions(const Problem& p, const Tensor& position) {
   const bool wide = p.pyramid[0].scalar_type() == ScalarType::Double;
   return contiguous_as(position, wide ? ScalarType::Double : ScalarType::Float);
@@ -236,7 +227,7 @@ Tensor forward(std::vector<Tensor> volumes, std::vector<Tensor> pyramid, const T
   const Problem p = check(volumes, pyramid, position, radius);
   const Tensor out = new_tensor(p.pyramid[0], p.result(), p.pyramid[0].scalar_type()), at = positions(p, position);
   if (out.numel() == 0) return out;
-  dispatch(p, [&](auto zero) {
+  dispatch_floating(p.pyramid[0].scalar_type(), "pyramid", [&](auto zero) {
     using T = decltype(zero);
     using A = Arithmetic<T>;
     const auto lines = lines_of<T>(p, p.volumes, p.pyramid);
@@ -258,7 +249,7 @@ Tensor run_backward(const Problem& p, const Tensor& grad, const std::vector<Tens
   const Tensor at = positions(p, position), from = in_order(grad);
   const Tensor slope = new_tensor(at, need_position ? sizes_of(position) : std::vector<int64_t>{0}, at.scalar_type());
   if (grad.numel() > 0 && (volumes || need_position)) {
-    dispatch(p, [&](auto zero) {
+    dispatch_floating(p.pyramid[0].scalar_type(), "pyramid", [&](auto zero) {
       using T = decltype(zero);
       using A = Arithmetic<T>;
       const auto lines = lines_of<T>(p, p.volumes, p.pyramid);

@@ -43,8 +43,6 @@ inline void check_level(const Tensor& t, const Tensor& first, const char* name) 
   PYOPS_CHECK(t.is_cuda() == first.is_cuda() && t.get_device() == first.get_device(), name, " must be on one device");
 }
 
-inline Tensor in_order(const Tensor& t) { return contiguous_as(t, t.scalar_type()); }
-
 inline Problem check(const std::vector<Tensor>& volumes, const std::vector<Tensor>& pyramid, const Tensor& position,
                      int64_t radius) {
   PYOPS_CHECK(!pyramid.empty() && pyramid.size() <= kMostLevels, "pyramid must have from 1 to 16 levels");

@@ -21,11 +21,6 @@ inline Tensor new_like(const Tensor& like) {
   return new_tensor(like, sizes_of(like), like.scalar_type(), is_channels_last(like));
 }
 
-// Uninitialised where wanted, of shape [0] where not.
-inline Tensor new_gradient(const Tensor& like, bool need) {
-  return need ? new_like(like) : new_tensor(like, {0}, like.scalar_type());
-}
-
 struct Problem {
   int64_t batch, motifs, channels, height, width;
 
