@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ def declare(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
     composed: tuple[str, Callable[..., Any]] | None = None,
+    batched: bool = False,
 ) -> None:
     """Completes the native operator ``pyops::<op>``, which lives in the files called ``stem`` of every layer.
 
+    ``batched`` says that the first axis of every tensor is the batch, so that vmap can map its axis into it.
     Without the CUDA library, CUDA tensors go to the function ``op`` of ``pyops.triton.<stem>``. An operator that calls
     other operators on every device has no native code: ``composed`` is the rest of its schema, and that function.
     """
@@ -36,12 +39,76 @@ def declare(
         for device in ("CPU", "CUDA"):
             _library.impl(op, kernel, device)
     torch.library.register_fake(name, fake)
+    if batched:
+        vmap = partial(_vmap_in_batch, op)
     if vmap is not None:
         torch.library.register_vmap(name, vmap)
     if backward is not None:
         torch.library.register_autograd(name, backward, setup_context=setup_context)
     if composed is None and not _native.cuda_loaded:
         _library.impl(op, _triton_kernel(op, stem), "CUDA")
+
+
+def declare_pair(
+    op: str,
+    *,
+    stem: str,
+    tensors: int,
+    fake: Callable[..., Tensor],
+    definition: Callable[..., Tensor],
+    keeps_layout: bool = True,
+    vmap: Callable[..., Any] | None = None,
+    vmap_backward: Callable[..., Any] | None = None,
+) -> None:
+    """Completes ``pyops::<op>``, which takes some tensors and then options, and ``pyops::<op>_backward``.
+
+    The backward operator takes a gradient, all that the forward takes, and whether to compute the gradient of each
+    tensor; it returns one for each, of shape ``[0]`` where it is not needed, channels_last where the tensor is unless
+    ``keeps_layout`` is False. ``definition`` is the forward in plain PyTorch, for the second derivative. Both map an
+    axis into the batch unless given other rules.
+    """
+
+    def save(ctx, inputs, output):
+        ctx.options = inputs[tensors:]
+        ctx.save_for_backward(*inputs[:tensors])
+
+    def backward(ctx, grad):
+        need = ctx.needs_input_grad[:tensors]
+        grads = getattr(torch.ops.pyops, f"{op}_backward")(grad, *ctx.saved_tensors, *ctx.options, *need)
+        return *(g if n else None for g, n in zip(grads, need, strict=True)), *(None for _ in ctx.options)
+
+    def fake_backward(grad, *inputs):
+        new = empty_like_image if keeps_layout else lambda t: t.new_empty(t.shape)
+        pairs = zip(inputs[:tensors], inputs[-tensors:], strict=True)
+        return tuple(new(t) if n else t.new_empty(0) for t, n in pairs)
+
+    def save_backward(ctx, inputs, output):
+        ctx.options, ctx.need = inputs[tensors + 1 : -tensors], inputs[-tensors:]
+        ctx.save_for_backward(*inputs[: tensors + 1])
+
+    def double_backward(ctx, *upstream):
+        needed = [g if n else None for g, n in zip(upstream, ctx.need, strict=True)]
+        grads = second_derivative(lambda *t: definition(*t, *ctx.options), ctx.saved_tensors, needed)
+        return *grads, *(None for _ in (*ctx.options, *ctx.need))
+
+    declare(
+        op,
+        stem=stem,
+        fake=fake,
+        vmap=vmap,
+        setup_context=save,
+        backward=backward,
+        batched=vmap is None,
+    )
+    declare(
+        f"{op}_backward",
+        stem=stem,
+        fake=fake_backward,
+        vmap=vmap_backward,
+        setup_context=save_backward,
+        backward=double_backward,
+        batched=vmap_backward is None,
+    )
 
 
 def _triton_kernel(op: str, stem: str) -> Callable[..., Any]:
@@ -110,6 +177,37 @@ def new_large(like: Tensor, shape: Sequence[int]) -> Tensor:
 def fold(t: Tensor, dim: int | None, size: int) -> Tensor:
     """A vmapped tensor with its mapped axis of ``size`` in front, expanded where it is not mapped."""
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+
+
+def in_batch(info: Any, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[list[Any], tuple[int, int]]:
+    """Arguments with the mapped axis of every tensor, in lists too, as part of the batch, and the sizes of both."""
+    sizes = []
+
+    def folded(value, dim):
+        if isinstance(value, Tensor):
+            value = fold(value, dim, info.batch_size)
+            sizes.append(value.shape[:2])
+            return value.flatten(0, 1)
+        if isinstance(value, (list, tuple)):
+            return [folded(v, d) for v, d in zip(value, dim, strict=True)]
+        return value
+
+    found = [folded(value, dim) for value, dim in zip(args, in_dims, strict=True)]
+    return found, sizes[0]
+
+
+def out_of_batch(results: Any, sizes: tuple[int, int]) -> tuple[Any, Any]:
+    """The mapped axis in front again, as a vmap rule returns it. Gradients that are not needed are of shape ``[0]``."""
+    if isinstance(results, Tensor):
+        return results.unflatten(0, sizes), 0
+    total = sizes[0] * sizes[1]
+    found = [r.unflatten(0, sizes) if len(r) == total else r.expand(sizes[0], 0) for r in results]
+    return type(results)(found), type(results)(0 for _ in found)
+
+
+def _vmap_in_batch(op: str, info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
+    folded, sizes = in_batch(info, in_dims, args)
+    return out_of_batch(getattr(torch.ops.pyops, op)(*folded), sizes)
 
 
 def wants_gradient(t: Tensor) -> bool:

@@ -7,7 +7,8 @@ which runs after all of them, hands the sum on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -90,3 +91,82 @@ def gathered(costs: Sequence[Tensor]) -> Gathered:
     if found is None or found.state != _state(costs):
         found = _known[key] = Gathered(costs)
     return found
+
+
+class Lookup(NamedTuple):
+    """The operators of a lookup in some tensors of costs, all of them in one list."""
+
+    forward: Callable[..., Tensor]
+    """Of costs, position and radius."""
+    backward: Callable[..., list[Tensor]]
+    """Of gradient, costs, position, radius, and which gradients are needed: of any costs, of the position."""
+    accumulate: Callable[..., Tensor]
+    """Of gradient, buffers to add to, costs, position, radius, and whether the gradient of the position is needed."""
+    definition: Callable[..., Tensor]
+    """The forward in plain PyTorch."""
+
+    def __call__(self, costs: Sequence[Tensor], position: Tensor, radius: int) -> Tensor:
+        if accumulates(costs, position):
+            node = gathered(costs)
+            return _SharedLookup.apply(node, self, position, radius, *node.costs)
+        return self.forward(costs, position, radius)
+
+    def gradients(
+        self,
+        grad: Tensor,
+        costs: Sequence[Tensor],
+        position: Tensor,
+        radius: int,
+        need_costs: Sequence[bool],
+        need_position: bool,
+    ) -> tuple[Sequence[Tensor | None], Tensor | None]:
+        """Of the costs and of the position."""
+        if _op.is_batched(grad):  # by a vmap that cannot map operators of lists
+            *grads, slope = _op.first_derivative(self._flat(radius), (*costs, position), grad)
+            return grads, slope
+        *found, slope = self.backward(grad, costs, position, radius, any(need_costs), need_position)
+        grads = [g if n else None for g, n in zip(found, need_costs, strict=True)]
+        return grads, slope if need_position else None
+
+    def second_derivative(
+        self, saved: Sequence[Tensor], radius: int, upstream: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, list[Tensor | None], Tensor | None]:
+        """Gradients of the backward operator: of its gradient, the costs and the position, which ``saved`` holds."""
+        grad, *grads, slope = _op.second_derivative(self._flat(radius), saved, upstream)
+        return grad, grads, slope
+
+    def _flat(self, radius: int) -> Callable[..., Tensor]:
+        def definition(*tensors: Tensor) -> Tensor:
+            *costs, position = tensors
+            return self.definition(costs, position, radius)
+
+        return definition
+
+
+class _SharedLookup(torch.autograd.Function):
+    """A lookup in eager mode: gradients to the costs go to the one buffer that all lookups in them share."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, node: Gathered, lookup: Lookup, position: Tensor, radius: int, *costs: Tensor
+    ) -> Tensor:
+        ctx.node, ctx.lookup, ctx.radius = node, lookup, radius
+        ctx.save_for_backward(position, *costs)
+        return lookup.forward(costs, position, radius)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        position, *costs = ctx.saved_tensors
+        lookup, need = ctx.lookup, ctx.needs_input_grad[2]
+        sources = costs, position, ctx.radius
+        if _op.is_batched(grad) or torch.is_grad_enabled():  # a graph of the gradient is wanted
+            grads, slope = lookup.gradients(grad, *sources, [True] * len(costs), need)
+            return None, None, slope, None, *grads
+        shared = ctx.node.gradients
+        buffers = shared.current()
+        if buffers is None:
+            *buffers, slope = lookup.backward(grad, *sources, True, need)
+            shared.begin(buffers)
+        else:
+            slope = lookup.accumulate(grad, buffers, *sources, need)
+        return None, None, slope if need else None, None, *(None for _ in costs)

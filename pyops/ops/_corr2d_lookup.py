@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import _op
 from .. import reference as _reference
-from ._accumulate import accumulates, gathered
+from ._accumulate import Lookup
 from ._validate import _require_device, _require_float, _require_int
-from .lookup import _folded, _validate_levels, _vmap_by
+from .lookup import _validate_levels
 
 _MOST_RADIUS = 1 << 10
 
@@ -68,10 +67,7 @@ def corr2d_lookup(pyramid: Sequence[Tensor], coords: Tensor, radius: int) -> Ten
                 f"got shape {list(level.shape)}"
             )
     _validate_coords(coords, pyramid[0], "pyramid", pyramid[0].shape[:3], radius)
-    if accumulates(pyramid, coords):
-        node = gathered(pyramid)
-        return _Lookup.apply(node, coords, radius, *node.costs)
-    return torch.ops.pyops.corr2d_lookup(pyramid, coords, radius)
+    return _lookup(pyramid, coords, radius)
 
 
 def _validate_coords(
@@ -90,34 +86,6 @@ def _validate_coords(
         raise ValueError(f"radius must be from 0 to {_MOST_RADIUS}, got {radius}")
 
 
-class _Lookup(torch.autograd.Function):
-    """The operator in eager mode: gradients to the levels go to the one buffer that all lookups in them share."""
-
-    @staticmethod
-    def forward(ctx, node, coords, radius, *pyramid):
-        ctx.node, ctx.radius = node, radius
-        ctx.save_for_backward(coords, *pyramid)
-        return torch.ops.pyops.corr2d_lookup(pyramid, coords, radius)
-
-    @staticmethod
-    def backward(ctx, grad):
-        coords, *pyramid = ctx.saved_tensors
-        need = ctx.needs_input_grad[1]
-        if _op.is_batched(grad) or torch.is_grad_enabled():  # a graph of the gradient is wanted
-            grads, slope = _grads(ctx, grad, [True] * len(pyramid), need)
-            return None, slope, None, *grads
-        shared = ctx.node.gradients
-        buffers = shared.current()
-        if buffers is None:
-            *buffers, slope = torch.ops.pyops.corr2d_lookup_backward(
-                grad, pyramid, coords, ctx.radius, True, need
-            )
-            shared.begin(buffers)
-        else:
-            slope = torch.ops.pyops.corr2d_lookup_accumulate(grad, buffers, pyramid, coords, ctx.radius, need)
-        return None, slope if need else None, None, *(None for _ in pyramid)
-
-
 # ---- what PyTorch needs to know of the operators ---------------------------------------------------------------------
 
 
@@ -132,19 +100,8 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    need_pyramid, need = ctx.needs_input_grad[:2]
-    return *_grads(ctx, grad, need_pyramid, need), None
-
-
-def _grads(ctx, grad, need_pyramid, need):
     coords, *pyramid = ctx.saved_tensors
-    if _op.is_batched(grad):  # by a vmap that cannot map operators of lists
-        *grads, slope = _op.first_derivative(partial(_definition, ctx.radius), (*pyramid, coords), grad)
-        return grads, slope
-    *grads, slope = torch.ops.pyops.corr2d_lookup_backward(
-        grad, pyramid, coords, ctx.radius, any(need_pyramid), need
-    )
-    return [g if n else None for g, n in zip(grads, need_pyramid, strict=True)], slope if need else None
+    return *_lookup.gradients(grad, pyramid, coords, ctx.radius, *ctx.needs_input_grad[:2]), None
 
 
 def _fake_backward(grad, pyramid, coords, radius, need_pyramid, need_coords):
@@ -157,44 +114,29 @@ def _save_backward(ctx, inputs, output):
     ctx.save_for_backward(grad, *pyramid, coords)
 
 
-def _definition(radius, *tensors):
-    *pyramid, coords = tensors
-    return _reference.corr2d_lookup(pyramid, coords, radius)
-
-
 def _double_backward(ctx, upstream):
     *levels, coords = upstream
     needed = [*(g if ctx.need_pyramid else None for g in levels), coords if ctx.need_coords else None]
-    definition = partial(_definition, ctx.radius)
-    grad, *grads, slope = _op.second_derivative(definition, ctx.saved_tensors, needed)
-    return grad, grads, slope, None, None, None
+    return *_lookup.second_derivative(ctx.saved_tensors, ctx.radius, needed), None, None, None
 
 
 def _fake_accumulate(grad, buffers, pyramid, coords, radius, need_coords):
     return coords.new_empty(coords.shape if need_coords else 0)
 
 
-def _vmap_backward(info, in_dims, *args):
-    grads = torch.ops.pyops.corr2d_lookup_backward(*_folded(info, in_dims, args))
-    n = info.batch_size
-    found = [g.unflatten(0, (n, -1)) if g.dim() > 1 else g.expand(n, 0) for g in grads]
-    return found, [0] * len(found)
-
-
-_op.declare(
-    "corr2d_lookup",
-    stem="corr2d",
-    fake=_fake,
-    vmap=_vmap_by(torch.ops.pyops.corr2d_lookup),
-    setup_context=_save,
-    backward=_backward,
+_lookup = Lookup(
+    forward=torch.ops.pyops.corr2d_lookup,
+    backward=torch.ops.pyops.corr2d_lookup_backward,
+    accumulate=torch.ops.pyops.corr2d_lookup_accumulate,
+    definition=_reference.corr2d_lookup,
 )
+_op.declare("corr2d_lookup", stem="corr2d", fake=_fake, setup_context=_save, backward=_backward, batched=True)
 _op.declare(
     "corr2d_lookup_backward",
     stem="corr2d",
     fake=_fake_backward,
-    vmap=_vmap_backward,
     setup_context=_save_backward,
     backward=_double_backward,
+    batched=True,
 )
 _op.declare("corr2d_lookup_accumulate", stem="corr2d", fake=_fake_accumulate)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _op
 from .. import reference as _reference
+from ._pooling import Pooling, arithmetic, scale_of
 from ._validate import _require_device, _require_float, _require_int
 
 _MOST_LEVELS, _MOST_RADIUS = 16, 1 << 16
@@ -133,11 +134,6 @@ def _validate(left: Tensor, right: Tensor, levels: int) -> None:
 # ---- the pyramid: products by torch, and one pass for all levels ----------------------------------------------------
 
 
-def _arithmetic(t: Tensor) -> torch.dtype:
-    """The products of the CPU are as exact as those of tensor cores only when computed in float32."""
-    return torch.float32 if t.dtype in (torch.float16, torch.bfloat16) and not t.is_cuda else t.dtype
-
-
 def _rows(left: Tensor) -> Tensor:
     return left.permute(0, 2, 3, 1)
 
@@ -147,16 +143,12 @@ def _columns(right: Tensor) -> Tensor:
 
 
 def _pyramid(left: Tensor, right: Tensor, levels: int, scale: float | None) -> list[Tensor]:
-    dtype = _arithmetic(left)
+    dtype = arithmetic(left)
     rows, columns = _rows(left.to(dtype)), _columns(right.to(dtype))
     volume = _op.new_large(rows, (*rows.shape[:3], columns.shape[3]))
     for out, row, column in zip(volume, rows, columns, strict=True):
-        torch.baddbmm(out, row, column, beta=0, alpha=_factor(left, scale), out=out)
-    return [level.to(left.dtype) for level in (volume, *torch.ops.pyops.pool_pairs(volume, levels))]
-
-
-def _factor(left: Tensor, scale: float | None) -> float:
-    return left.shape[1] ** -0.5 if scale is None else scale
+        torch.baddbmm(out, row, column, beta=0, alpha=scale_of(left, scale), out=out)
+    return [level.to(left.dtype) for level in (volume, *_pooling.pool(volume, levels))]
 
 
 def _fake_pyramid(left, right, levels, scale):
@@ -171,8 +163,8 @@ def _save_pyramid(ctx, inputs, output):
 
 def _backward_pyramid(ctx, grads):
     left, right = ctx.saved_tensors
-    dtype, factor = _arithmetic(left), _factor(left, ctx.scale)
-    grad = _spread([g.to(dtype) for g in grads])
+    dtype, factor = arithmetic(left), scale_of(left, ctx.scale)
+    grad = _pooling.spread([g.to(dtype) for g in grads])
     need_left, need_right = ctx.needs_input_grad[:2]
     # Transposed, so that rows of the results are rows of images.
     to_left = _columns(right.to(dtype) * factor) @ grad.mT if need_left else None
@@ -180,55 +172,7 @@ def _backward_pyramid(ctx, grads):
     return *(None if g is None else _columns(g).to(left.dtype) for g in (to_left, to_right)), None, None
 
 
-def _vmap_pyramid(info, in_dims, left, right, levels, scale):
-    found = torch.ops.pyops.corr1d_pyramid(*_fold(info, in_dims, (left, right)), levels, scale)
-    return [level.unflatten(0, (info.batch_size, -1)) for level in found], [0] * levels
-
-
-def _spread(grads: list[Tensor]) -> Tensor:
-    if any(map(_op.is_batched, grads)):  # by a vmap that cannot map operators of lists
-        total = torch.zeros_like(grads[0])
-        for level, grad in enumerate(grads):
-            wide = grad.repeat_interleave(1 << level, -1) / (1 << level)
-            total = total + torch.nn.functional.pad(wide, (0, grads[0].shape[-1] - wide.shape[-1]))
-        return total
-    return torch.ops.pyops.spread_pairs(grads)
-
-
 # ---- what PyTorch needs to know of the operators ---------------------------------------------------------------------
-
-
-def _fake_pool(volume, levels):
-    return [volume.new_empty(*volume.shape[:-1], volume.shape[-1] >> level) for level in range(1, levels)]
-
-
-def _backward_pool(ctx, grads):
-    return _spread([torch.zeros(ctx.shape, dtype=ctx.dtype, device=ctx.device), *grads]), None
-
-
-def _save_pool(ctx, inputs, output):
-    volume, _levels = inputs
-    ctx.shape, ctx.dtype, ctx.device = volume.shape, volume.dtype, volume.device
-
-
-def _backward_spread(ctx, grad):
-    return [grad, *torch.ops.pyops.pool_pairs(grad, ctx.levels)]
-
-
-def _save_spread(ctx, inputs, output):
-    ctx.levels = len(inputs[0])
-
-
-def _vmap_pool(info, in_dims, volume, levels):
-    pooled = torch.ops.pyops.pool_pairs(_op.fold(volume, in_dims[0], info.batch_size), levels)
-    return pooled, [0] * len(pooled)
-
-
-def _vmap_spread(info, in_dims, grads):
-    n = info.batch_size
-    return torch.ops.pyops.spread_pairs(
-        [_op.fold(g, d, n) for g, d in zip(grads, in_dims[0], strict=True)]
-    ), 0
 
 
 def _fake(left, right, x, radius, levels, scale):
@@ -268,55 +212,29 @@ def _double_backward(ctx, *upstream):
     return *_op.second_derivative(definition, ctx.saved_tensors, needed), *(None,) * 5
 
 
-def _fold(info, in_dims, tensors):
-    n = info.batch_size
-    return [_op.fold(t, dim, n).flatten(0, 1) for t, dim in zip(tensors, in_dims, strict=False)]
-
-
-def _vmap(info, in_dims, *args):
-    result = torch.ops.pyops.corr1d_lookup_on_demand(*_fold(info, in_dims, args[:3]), *args[3:])
-    return result.unflatten(0, (info.batch_size, -1)), 0
-
-
-def _vmap_backward(info, in_dims, *args):
-    results = torch.ops.pyops.corr1d_lookup_on_demand_backward(*_fold(info, in_dims, args[:4]), *args[4:])
-    n = info.batch_size
-    return tuple(r.unflatten(0, (n, -1)) if r.dim() > 1 else r.expand(n, 0) for r in results), (0, 0, 0)
-
-
+_pooling = Pooling("pool_pairs", "spread_pairs", stem="corr1d", axes=1)
 _op.declare(
     "corr1d_pyramid",
     stem="corr1d",
     fake=_fake_pyramid,
-    vmap=_vmap_pyramid,
     setup_context=_save_pyramid,
     backward=_backward_pyramid,
     composed=("(Tensor left, Tensor right, SymInt levels, float? scale) -> Tensor[]", _pyramid),
+    batched=True,
 )
 _op.declare(
-    "pool_pairs",
+    "corr1d_lookup_on_demand",
     stem="corr1d",
-    fake=_fake_pool,
-    vmap=_vmap_pool,
-    setup_context=_save_pool,
-    backward=_backward_pool,
-)
-_op.declare(
-    "spread_pairs",
-    stem="corr1d",
-    fake=lambda grads: grads[0].new_empty(grads[0].shape),
-    vmap=_vmap_spread,
-    setup_context=_save_spread,
-    backward=_backward_spread,
-)
-_op.declare(
-    "corr1d_lookup_on_demand", stem="corr1d", fake=_fake, vmap=_vmap, setup_context=_save, backward=_backward
+    fake=_fake,
+    setup_context=_save,
+    backward=_backward,
+    batched=True,
 )
 _op.declare(
     "corr1d_lookup_on_demand_backward",
     stem="corr1d",
     fake=_fake_backward,
-    vmap=_vmap_backward,
     setup_context=_save_backward,
     backward=_double_backward,
+    batched=True,
 )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from .. import _op
 from .. import reference as _reference
 from ._corr2d_lookup import _validate_coords, corr2d_lookup
+from ._pooling import Pooling, arithmetic, scale_of
 from ._validate import _require_device, _require_float, _require_int
-from .corr1d import _arithmetic, _factor, _fold, _save_pool, _save_spread
 
 __all__ = ["corr2d_lookup", "corr2d_lookup_on_demand", "corr2d_pyramid"]
 
@@ -135,12 +133,12 @@ def _validate(first: Tensor, second: Tensor, levels: int) -> None:
 
 
 def _pyramid(first: Tensor, second: Tensor, levels: int, scale: float | None) -> list[Tensor]:
-    dtype = _arithmetic(first)
+    dtype = arithmetic(first)
     rows, columns = first.to(dtype).flatten(2).mT, second.to(dtype).flatten(2)
     volume = _op.new_large(rows, (first.shape[0], *first.shape[2:], *second.shape[2:]))
     products = volume.view(*rows.shape[:2], columns.shape[2])
-    torch.baddbmm(products, rows, columns, beta=0, alpha=_factor(first, scale), out=products)
-    return [level.to(first.dtype) for level in (volume, *torch.ops.pyops.pool_squares(volume, levels))]
+    torch.baddbmm(products, rows, columns, beta=0, alpha=scale_of(first, scale), out=products)
+    return [level.to(first.dtype) for level in (volume, *_pooling.pool(volume, levels))]
 
 
 def _fake_pyramid(first, second, levels, scale):
@@ -155,10 +153,12 @@ def _save_pyramid(ctx, inputs, output):
 
 def _backward_pyramid(ctx, grads):
     first, second = ctx.saved_tensors
-    dtype, factor = _arithmetic(first), _factor(first, ctx.scale)
+    dtype, factor = arithmetic(first), scale_of(first, ctx.scale)
     batch, channels, *sizes = first.shape
     other = second.shape[2:]
-    grad = _spread([g.to(dtype) for g in grads]).reshape(batch, sizes[0] * sizes[1], other[0] * other[1])
+    grad = _pooling.spread([g.to(dtype) for g in grads]).reshape(
+        batch, sizes[0] * sizes[1], other[0] * other[1]
+    )
     need_first, need_second = ctx.needs_input_grad[:2]
     to_first = (second.to(dtype).flatten(2) * factor) @ grad.mT if need_first else None
     to_second = (first.to(dtype).flatten(2) * factor) @ grad if need_second else None
@@ -172,130 +172,32 @@ def _backward_pyramid(ctx, grads):
     )
 
 
-def _vmap_pyramid(info, in_dims, first, second, levels, scale):
-    found = torch.ops.pyops.corr2d_pyramid(*_fold(info, in_dims, (first, second)), levels, scale)
-    return [level.unflatten(0, (info.batch_size, -1)) for level in found], [0] * levels
-
-
-def _spread(grads: list[Tensor]) -> Tensor:
-    if any(map(_op.is_batched, grads)):  # by a vmap that cannot map operators of lists
-        total = torch.zeros_like(grads[0])
-        for level, grad in enumerate(grads):
-            side = 1 << level
-            wide = grad.repeat_interleave(side, -1).repeat_interleave(side, -2) / side**2
-            rows, columns = (grads[0].shape[axis] - wide.shape[axis] for axis in (-2, -1))
-            total = total + torch.nn.functional.pad(wide, (0, columns, 0, rows))
-        return total
-    return torch.ops.pyops.spread_squares(grads)
-
-
 # ---- what PyTorch needs to know of the operators ---------------------------------------------------------------------
-
-
-def _fake_pool(volume, levels):
-    *sizes, rows, columns = volume.shape
-    return [volume.new_empty(*sizes, rows >> level, columns >> level) for level in range(1, levels)]
-
-
-def _backward_pool(ctx, grads):
-    return _spread([torch.zeros(ctx.shape, dtype=ctx.dtype, device=ctx.device), *grads]), None
-
-
-def _backward_spread(ctx, grad):
-    return [grad, *torch.ops.pyops.pool_squares(grad, ctx.levels)]
-
-
-def _vmap_pool(info, in_dims, volume, levels):
-    pooled = torch.ops.pyops.pool_squares(_op.fold(volume, in_dims[0], info.batch_size), levels)
-    return pooled, [0] * len(pooled)
-
-
-def _vmap_spread(info, in_dims, grads):
-    n = info.batch_size
-    return torch.ops.pyops.spread_squares(
-        [_op.fold(g, d, n) for g, d in zip(grads, in_dims[0], strict=True)]
-    ), 0
 
 
 def _fake(first, second, coords, radius, levels, scale):
     return first.new_empty(first.shape[0], levels * (2 * radius + 1) ** 2, *first.shape[2:])
 
 
-def _save(ctx, inputs, output):
-    first, second, coords, ctx.radius, ctx.levels, ctx.scale = inputs
-    ctx.save_for_backward(first, second, coords)
+def _definition(first, second, coords, radius, levels, scale):
+    return _reference.corr2d_lookup_on_demand(first, second, coords, radius, levels, scale=scale)
 
 
-def _backward(ctx, grad):
-    need_first, need_second, need_coords = need = ctx.needs_input_grad[:3]
-    grads = torch.ops.pyops.corr2d_lookup_on_demand_backward(
-        grad, *ctx.saved_tensors, ctx.radius, ctx.levels, ctx.scale, need_first, need_second, need_coords
-    )
-    return *(g if n else None for g, n in zip(grads, need, strict=True)), None, None, None
-
-
-def _fake_backward(grad, first, second, coords, radius, levels, scale, need_first, need_second, need_coords):
-    need = (need_first, need_second, need_coords)
-    return tuple(t.new_empty(t.shape if n else 0) for t, n in zip((first, second, coords), need, strict=True))
-
-
-def _save_backward(ctx, inputs, output):
-    grad, first, second, coords, ctx.radius, ctx.levels, ctx.scale, *ctx.need = inputs
-    ctx.save_for_backward(grad, first, second, coords)
-
-
-def _double_backward(ctx, *upstream):
-    definition = partial(
-        _reference.corr2d_lookup_on_demand, radius=ctx.radius, levels=ctx.levels, scale=ctx.scale
-    )
-    needed = [g if n else None for g, n in zip(upstream, ctx.need, strict=True)]
-    return *_op.second_derivative(definition, ctx.saved_tensors, needed), *(None,) * 6
-
-
-def _vmap(info, in_dims, *args):
-    result = torch.ops.pyops.corr2d_lookup_on_demand(*_fold(info, in_dims, args[:3]), *args[3:])
-    return result.unflatten(0, (info.batch_size, -1)), 0
-
-
-def _vmap_backward(info, in_dims, *args):
-    results = torch.ops.pyops.corr2d_lookup_on_demand_backward(*_fold(info, in_dims, args[:4]), *args[4:])
-    n = info.batch_size
-    return tuple(r.unflatten(0, (n, -1)) if r.dim() > 1 else r.expand(n, 0) for r in results), (0, 0, 0)
-
-
+_pooling = Pooling("pool_squares", "spread_squares", stem="corr2d", axes=2)
 _op.declare(
     "corr2d_pyramid",
     stem="corr2d",
     fake=_fake_pyramid,
-    vmap=_vmap_pyramid,
     setup_context=_save_pyramid,
     backward=_backward_pyramid,
     composed=("(Tensor first, Tensor second, SymInt levels, float? scale) -> Tensor[]", _pyramid),
+    batched=True,
 )
-_op.declare(
-    "pool_squares",
+_op.declare_pair(
+    "corr2d_lookup_on_demand",
     stem="corr2d",
-    fake=_fake_pool,
-    vmap=_vmap_pool,
-    setup_context=_save_pool,
-    backward=_backward_pool,
-)
-_op.declare(
-    "spread_squares",
-    stem="corr2d",
-    fake=lambda grads: grads[0].new_empty(grads[0].shape),
-    vmap=_vmap_spread,
-    setup_context=_save_spread,
-    backward=_backward_spread,
-)
-_op.declare(
-    "corr2d_lookup_on_demand", stem="corr2d", fake=_fake, vmap=_vmap, setup_context=_save, backward=_backward
-)
-_op.declare(
-    "corr2d_lookup_on_demand_backward",
-    stem="corr2d",
-    fake=_fake_backward,
-    vmap=_vmap_backward,
-    setup_context=_save_backward,
-    backward=_double_backward,
+    tensors=3,
+    fake=_fake,
+    definition=_definition,
+    keeps_layout=False,
 )

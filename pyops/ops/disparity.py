@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -141,68 +138,13 @@ def _fake_warped(image, disparity):
     return _op.empty_like_image(image)
 
 
-def _fake_gradients(grad, first, second, need_first, need_second):
-    pairs = ((first, need_first), (second, need_second))
-    return tuple(_op.empty_like_image(t) if need else t.new_empty(0) for t, need in pairs)
-
-
-def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(op, ctx, grad):
-    need = ctx.needs_input_grad
-    grads = op(grad, *ctx.saved_tensors, *need)
-    return tuple(g if n else None for g, n in zip(grads, need, strict=True))
-
-
-def _save_gradients(ctx, inputs, output):
-    *tensors, need_first, need_second = inputs
-    ctx.need = (need_first, need_second)
-    ctx.save_for_backward(*tensors)
-
-
-def _double_backward(reference, ctx, *upstream):
-    needed = [g if n else None for g, n in zip(upstream, ctx.need, strict=True)]
-    return *_op.second_derivative(reference, ctx.saved_tensors, needed), None, None
-
-
-def _vmap(op, info, in_dims, *tensors):
-    n = info.batch_size
-    folded = [_op.fold(t, dim, n) for t, dim in zip(tensors, in_dims, strict=True)]
-    return op(*(t.flatten(0, 1) for t in folded)).unflatten(0, (n, folded[0].shape[1])), 0
-
-
-def _vmap_gradients(op, info, in_dims, *args):
-    n, need = info.batch_size, args[3:]
-    folded = [_op.fold(t, dim, n) for t, dim in zip(args[:3], in_dims, strict=False)]
-    results = op(*(t.flatten(0, 1) for t in folded), *need)
-    shape = (n, folded[0].shape[1])
-    unfolded = (
-        r.unflatten(0, shape) if wanted else r.expand(n, 0) for r, wanted in zip(results, need, strict=True)
-    )
-    return tuple(unfolded), (0, 0)
-
-
-def _declare(name: str, fake: Callable[..., Tensor], definition: Callable[..., Tensor]) -> None:
-    forward, backward = (getattr(torch.ops.pyops, op) for op in (name, f"{name}_backward"))
-    _op.declare(
-        name,
-        stem="disparity",
-        fake=fake,
-        vmap=partial(_vmap, forward),
-        setup_context=_save,
-        backward=partial(_backward, backward),
-    )
-    _op.declare(
-        f"{name}_backward",
-        stem="disparity",
-        fake=_fake_gradients,
-        vmap=partial(_vmap_gradients, backward),
-        setup_context=_save_gradients,
-        backward=partial(_double_backward, definition),
-    )
-
-
-_declare("context_upsample", _fake_upsampled, _reference.context_upsample)
-_declare("disparity_warp", _fake_warped, _reference.disparity_warp)
+_op.declare_pair(
+    "context_upsample",
+    stem="disparity",
+    tensors=2,
+    fake=_fake_upsampled,
+    definition=_reference.context_upsample,
+)
+_op.declare_pair(
+    "disparity_warp", stem="disparity", tensors=2, fake=_fake_warped, definition=_reference.disparity_warp
+)

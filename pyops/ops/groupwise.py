@@ -126,36 +126,19 @@ def _double_backward(ctx, *upstream):
     return *_op.second_derivative(definition, ctx.saved_tensors, needed), None, None, None
 
 
-def _fold(info, in_dims, tensors):
-    """Tensors with their mapped axis as part of the batch, and the two sizes that make it up."""
-    n = info.batch_size
-    folded = [_op.fold(t, dim, n) for t, dim in zip(tensors, in_dims, strict=False)]
-    return [t.flatten(0, 1) for t in folded], (n, folded[0].shape[1])
-
-
-def _vmap(info, in_dims, *args):
-    tensors, sizes = _fold(info, in_dims, args[:2])
-    return torch.ops.pyops.groupwise_correlation(*tensors, *args[2:]).unflatten(0, sizes), 0
-
-
-def _vmap_backward(info, in_dims, *args):
-    tensors, sizes = _fold(info, in_dims, args[:3])
-    results = torch.ops.pyops.groupwise_correlation_backward(*tensors, *args[3:])
-    unfolded = (
-        r.unflatten(0, sizes) if need else r.expand(sizes[0], 0)
-        for r, need in zip(results, args[4:], strict=True)
-    )
-    return tuple(unfolded), (0, 0)
-
-
 _op.declare(
-    "groupwise_correlation", stem="groupwise", fake=_fake, vmap=_vmap, setup_context=_save, backward=_backward
+    "groupwise_correlation",
+    stem="groupwise",
+    fake=_fake,
+    setup_context=_save,
+    backward=_backward,
+    batched=True,
 )
 _op.declare(
     "groupwise_correlation_backward",
     stem="groupwise",
     fake=_fake_backward,
-    vmap=_vmap_backward,
     setup_context=_save_backward,
     backward=_double_backward,
+    batched=True,
 )

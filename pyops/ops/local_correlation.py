@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -89,72 +87,8 @@ def _fake(first, second, radius, dilation):
     return first.new_empty(batch, (2 * radius + 1) ** 2, height, width)
 
 
-def _save(ctx, inputs, output):
-    first, second, ctx.radius, ctx.dilation = inputs
-    ctx.save_for_backward(first, second)
+def _definition(first, second, radius, dilation):
+    return _reference.local_correlation(first, second, radius, dilation=dilation)
 
 
-def _backward(ctx, grad):
-    need = ctx.needs_input_grad[:2]
-    grads = torch.ops.pyops.local_correlation_backward(
-        grad, *ctx.saved_tensors, ctx.radius, ctx.dilation, *need
-    )
-    return *(g if n else None for g, n in zip(grads, need, strict=True)), None, None
-
-
-def _fake_backward(grad, first, second, radius, dilation, need_first, need_second):
-    return (
-        _op.empty_like_image(first) if need_first else first.new_empty(0),
-        _op.empty_like_image(second) if need_second else second.new_empty(0),
-    )
-
-
-def _save_backward(ctx, inputs, output):
-    grad, first, second, ctx.radius, ctx.dilation, *ctx.need = inputs
-    ctx.save_for_backward(grad, first, second)
-
-
-def _double_backward(ctx, *upstream):
-    definition = partial(_reference.local_correlation, radius=ctx.radius, dilation=ctx.dilation)
-    needed = [g if n else None for g, n in zip(upstream, ctx.need, strict=True)]
-    return *_op.second_derivative(definition, ctx.saved_tensors, needed), None, None, None, None
-
-
-def _fold(info, in_dims, tensors):
-    """Tensors with their mapped axis as part of the batch, and the two sizes that make it up."""
-    n = info.batch_size
-    folded = [_op.fold(t, dim, n) for t, dim in zip(tensors, in_dims, strict=False)]
-    return [t.flatten(0, 1) for t in folded], (n, folded[0].shape[1])
-
-
-def _vmap(info, in_dims, *args):
-    tensors, sizes = _fold(info, in_dims, args[:2])
-    return torch.ops.pyops.local_correlation(*tensors, *args[2:]).unflatten(0, sizes), 0
-
-
-def _vmap_backward(info, in_dims, *args):
-    tensors, sizes = _fold(info, in_dims, args[:3])
-    results = torch.ops.pyops.local_correlation_backward(*tensors, *args[3:])
-    unfolded = (
-        r.unflatten(0, sizes) if need else r.expand(sizes[0], 0)
-        for r, need in zip(results, args[5:], strict=True)
-    )
-    return tuple(unfolded), (0, 0)
-
-
-_op.declare(
-    "local_correlation",
-    stem="local_correlation",
-    fake=_fake,
-    vmap=_vmap,
-    setup_context=_save,
-    backward=_backward,
-)
-_op.declare(
-    "local_correlation_backward",
-    stem="local_correlation",
-    fake=_fake_backward,
-    vmap=_vmap_backward,
-    setup_context=_save_backward,
-    backward=_double_backward,
-)
+_op.declare_pair("local_correlation", stem="local_correlation", tensors=2, fake=_fake, definition=_definition)

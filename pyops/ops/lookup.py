@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from .. import _op
 from .. import reference as _reference
-from ._accumulate import accumulates, gathered
+from ._accumulate import Lookup
 from ._validate import _require_device, _require_float, _require_int
 
 _MOST_LEVELS, _MOST_RADIUS = 16, 1 << 16
@@ -54,7 +53,7 @@ def corr1d_lookup(pyramid: Sequence[Tensor], x: Tensor, radius: int) -> Tensor:
     """
     _validate_pyramid(pyramid)
     _validate_position("x", x, pyramid[0], radius)
-    return _lookup((), tuple(pyramid), x, radius)
+    return _lookups[0](pyramid, x, radius)
 
 
 def geometry_lookup(
@@ -103,51 +102,7 @@ def geometry_lookup(
     _validate_pyramid(pyramid)
     _validate_volumes(volumes, pyramid)
     _validate_position("disparity", disparity, pyramid[0], radius)
-    return _lookup(tuple(volumes), tuple(pyramid), disparity, radius)
-
-
-def _lookup(
-    volumes: tuple[Tensor, ...], pyramid: tuple[Tensor, ...], position: Tensor, radius: int
-) -> Tensor:
-    costs = (*volumes, *pyramid)
-    if accumulates(costs, position):
-        node = gathered(costs)
-        return _Lookup.apply(node, len(volumes), position, radius, *node.costs)
-    return _operator(volumes, pyramid, position, radius)
-
-
-def _operator(volumes: Sequence[Tensor], pyramid: Sequence[Tensor], position: Tensor, radius: int) -> Tensor:
-    if not volumes:
-        return torch.ops.pyops.corr1d_lookup(pyramid, position, radius)
-    return torch.ops.pyops.geometry_lookup(volumes, pyramid, position, radius)
-
-
-class _Lookup(torch.autograd.Function):
-    """The operator in eager mode: gradients to the costs go to the one buffer that all lookups in them share."""
-
-    @staticmethod
-    def forward(ctx, node, count, position, radius, *costs):
-        ctx.node, ctx.count, ctx.radius = node, count, radius
-        ctx.save_for_backward(position, *costs)
-        return _operator(costs[:count], costs[count:], position, radius)
-
-    @staticmethod
-    def backward(ctx, grad):
-        position, *costs = ctx.saved_tensors
-        need = ctx.needs_input_grad[2]
-        if _op.is_batched(grad) or torch.is_grad_enabled():  # a graph of the gradient is wanted
-            grads, slope, _ = _grads(ctx, grad, [True] * len(costs), need)
-            return None, None, slope, None, *grads
-        sources = costs[: ctx.count], costs[ctx.count :], position, ctx.radius
-        shared = ctx.node.gradients
-        buffers = shared.current()
-        if buffers is None:
-            *buffers, slope = torch.ops.pyops.lookup_backward(grad, *sources, True, need)
-            shared.begin(buffers)
-        else:
-            to = buffers[: ctx.count], buffers[ctx.count :]
-            slope = torch.ops.pyops.lookup_accumulate(grad, *to, *sources, need)
-        return None, None, slope if need else None, None, *(None for _ in costs)
+    return _lookups[len(volumes)]([*volumes, *pyramid], disparity, radius)
 
 
 # ---- validation ------------------------------------------------------------------------------------------------------
@@ -211,6 +166,32 @@ def _validate_position(name: str, position: Tensor, level: Tensor, radius: int) 
 # ---- what PyTorch needs to know of the operators ---------------------------------------------------------------------
 
 
+def _lookup_in(volumes: int) -> Lookup:
+    """The operators for so many volumes, and levels of the pyramid behind them in the list."""
+    ops = torch.ops.pyops
+
+    def parts(costs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        return costs[:volumes], costs[volumes:]
+
+    def accumulate(grad, buffers, costs, *rest):
+        return ops.lookup_accumulate(grad, *parts(buffers), *parts(costs), *rest)
+
+    def backward(grad, costs, *rest):
+        return ops.lookup_backward(grad, *parts(costs), *rest)
+
+    if not volumes:
+        return Lookup(ops.corr1d_lookup, backward, accumulate, _reference.corr1d_lookup)
+    return Lookup(
+        lambda costs, *rest: ops.geometry_lookup(*parts(costs), *rest),
+        backward,
+        accumulate,
+        lambda costs, *rest: _reference.geometry_lookup(*parts(costs), *rest),
+    )
+
+
+_lookups = [_lookup_in(volumes) for volumes in range(_MOST_LEVELS + 1)]
+
+
 def _fake_pyramid(pyramid, x, radius):
     return _fake((), pyramid, x, radius)
 
@@ -232,25 +213,17 @@ def _save(ctx, inputs, output):
 
 
 def _backward_pyramid(ctx, grad):
-    return _grads(ctx, grad, *ctx.needs_input_grad[:2])
+    position, *pyramid = ctx.saved_tensors
+    return *_lookups[0].gradients(grad, pyramid, position, ctx.radius, *ctx.needs_input_grad[:2]), None
 
 
 def _backward(ctx, grad):
-    need_volumes, need_pyramid, need = ctx.needs_input_grad[:3]
-    grads, slope, radius = _grads(ctx, grad, [*need_volumes, *need_pyramid], need)
-    return grads[: ctx.count], grads[ctx.count :], slope, radius
-
-
-def _grads(ctx, grad, need_costs, need):
     position, *costs = ctx.saved_tensors
-    if _op.is_batched(grad):  # by a vmap that cannot map operators of lists
-        definition = partial(_definition, ctx.count, ctx.radius)
-        *grads, slope = _op.first_derivative(definition, (*costs, position), grad)
-        return grads, slope, None
-    *grads, slope = torch.ops.pyops.lookup_backward(
-        grad, costs[: ctx.count], costs[ctx.count :], position, ctx.radius, any(need_costs), need
+    need_volumes, need_pyramid, need = ctx.needs_input_grad[:3]
+    grads, slope = _lookups[ctx.count].gradients(
+        grad, costs, position, ctx.radius, [*need_volumes, *need_pyramid], need
     )
-    return [g if n else None for g, n in zip(grads, need_costs, strict=True)], slope if need else None, None
+    return grads[: ctx.count], grads[ctx.count :], slope, None
 
 
 def _fake_backward(grad, volumes, pyramid, position, radius, need_costs, need_position):
@@ -264,18 +237,10 @@ def _save_backward(ctx, inputs, output):
     ctx.save_for_backward(grad, *volumes, *pyramid, position)
 
 
-def _definition(count, radius, *tensors):
-    *costs, position = tensors
-    if count:
-        return _reference.geometry_lookup(costs[:count], costs[count:], position, radius)
-    return _reference.corr1d_lookup(costs, position, radius)
-
-
 def _double_backward(ctx, upstream):
     *costs, position = upstream
     needed = [*(g if ctx.need_costs else None for g in costs), position if ctx.need_position else None]
-    definition = partial(_definition, ctx.count, ctx.radius)
-    grad, *grads, slope = _op.second_derivative(definition, ctx.saved_tensors, needed)
+    grad, grads, slope = _lookups[ctx.count].second_derivative(ctx.saved_tensors, ctx.radius, needed)
     return grad, grads[: ctx.count], grads[ctx.count :], slope, None, None, None
 
 
@@ -283,55 +248,23 @@ def _fake_accumulate(grad, to_volumes, to_pyramid, volumes, pyramid, position, r
     return position.new_empty(position.shape if need_position else 0)
 
 
-def _folded(info, in_dims, args):
-    """Arguments with the mapped axis of every tensor, in lists too, as part of the batch."""
-
-    def fold(value, dim):
-        if isinstance(value, Tensor):
-            return _op.fold(value, dim, info.batch_size).flatten(0, 1)
-        if isinstance(value, (list, tuple)):
-            return [fold(v, d) for v, d in zip(value, dim, strict=True)]
-        return value
-
-    return [fold(value, dim) for value, dim in zip(args, in_dims, strict=True)]
-
-
-def _vmap_by(operator):
-    def vmap(info, in_dims, *args):
-        return operator(*_folded(info, in_dims, args)).unflatten(0, (info.batch_size, -1)), 0
-
-    return vmap
-
-
-def _vmap_backward(info, in_dims, *args):
-    grads = torch.ops.pyops.lookup_backward(*_folded(info, in_dims, args))
-    n = info.batch_size
-    found = [g.unflatten(0, (n, -1)) if g.dim() > 1 else g.expand(n, 0) for g in grads]
-    return found, [0] * len(found)
-
-
 _op.declare(
     "corr1d_lookup",
     stem="lookup",
     fake=_fake_pyramid,
-    vmap=_vmap_by(torch.ops.pyops.corr1d_lookup),
     setup_context=_save_pyramid,
     backward=_backward_pyramid,
+    batched=True,
 )
 _op.declare(
-    "geometry_lookup",
-    stem="lookup",
-    fake=_fake,
-    vmap=_vmap_by(torch.ops.pyops.geometry_lookup),
-    setup_context=_save,
-    backward=_backward,
+    "geometry_lookup", stem="lookup", fake=_fake, setup_context=_save, backward=_backward, batched=True
 )
 _op.declare(
     "lookup_backward",
     stem="lookup",
     fake=_fake_backward,
-    vmap=_vmap_backward,
     setup_context=_save_backward,
     backward=_double_backward,
+    batched=True,
 )
 _op.declare("lookup_accumulate", stem="lookup", fake=_fake_accumulate)

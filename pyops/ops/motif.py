@@ -115,45 +115,8 @@ def _require_features(features: Tensor) -> None:
 # ---- what PyTorch needs to know of the operators ---------------------------------------------------------------------
 
 
-def _vmap_highpass(info, in_dims, features):
-    folded = _op.fold(features, in_dims[0], info.batch_size)
-    return torch.ops.pyops.constant_highpass(folded.flatten(0, 1)).unflatten(0, folded.shape[:2]), 0
-
-
 def _fake_camp(motif, features, kernel):
     return _op.empty_like_image(features)
-
-
-def _save_camp(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _backward_camp(ctx, grad):
-    need = ctx.needs_input_grad
-    grads = torch.ops.pyops.camp_conv_backward(grad, *ctx.saved_tensors, *need)
-    return tuple(g if n else None for g, n in zip(grads, need, strict=True))
-
-
-def _fake_gradients(grad, motif, features, kernel, *need):
-    tensors = (motif, features, kernel)
-    return tuple(_op.empty_like_image(t) if n else t.new_empty(0) for t, n in zip(tensors, need, strict=True))
-
-
-def _save_gradients(ctx, inputs, output):
-    *tensors, need_motif, need_features, need_kernel = inputs
-    ctx.need = (need_motif, need_features, need_kernel)
-    ctx.save_for_backward(*tensors)
-
-
-def _double_backward(ctx, *upstream):
-    needed = [g if n else None for g, n in zip(upstream, ctx.need, strict=True)]
-    return *_op.second_derivative(_reference.camp_conv, ctx.saved_tensors, needed), None, None, None
-
-
-def _fold(info, in_dims, tensors):
-    """Tensors with their mapped axis as part of the batch, and the two sizes that make it up."""
-    folded = [_op.fold(t, dim, info.batch_size) for t, dim in zip(tensors, in_dims, strict=True)]
-    return [t.flatten(0, 1) for t in folded], folded[0].shape[:2]
 
 
 def _one_by_one(op, info, in_dims, args):
@@ -169,44 +132,33 @@ def _vmap_camp(info, in_dims, *args):
     op = torch.ops.pyops.camp_conv
     if in_dims[2] is not None:
         return torch.stack(_one_by_one(op, info, in_dims, args)), 0
-    tensors, sizes = _fold(info, in_dims[:2], args[:2])
-    return op(*tensors, args[2]).unflatten(0, sizes), 0
+    tensors, sizes = _op.in_batch(info, in_dims[:2], args[:2])
+    return _op.out_of_batch(op(*tensors, args[2]), sizes)
 
 
-def _vmap_gradients(info, in_dims, *args):
-    op, need = torch.ops.pyops.camp_conv_backward, args[4:]
-    if in_dims[3] is not None or need[2]:
+def _vmap_camp_backward(info, in_dims, *args):
+    op, need_kernel = torch.ops.pyops.camp_conv_backward, args[6]
+    if in_dims[3] is not None or need_kernel:
         rows = _one_by_one(op, info, in_dims, args)
         return tuple(torch.stack(grads) for grads in zip(*rows, strict=True)), (0, 0, 0)
-    tensors, sizes = _fold(info, in_dims[:3], args[:3])
-    results = op(*tensors, *args[3:])
-    unfolded = (
-        r.unflatten(0, sizes) if n else r.expand(sizes[0], 0) for r, n in zip(results, need, strict=True)
-    )
-    return tuple(unfolded), (0, 0, 0)
+    tensors, sizes = _op.in_batch(info, in_dims[:3], args[:3])
+    return _op.out_of_batch(op(*tensors, *args[3:]), sizes)
 
 
 _op.declare(
     "constant_highpass",
     stem="motif",
     fake=_op.empty_like_image,
-    vmap=_vmap_highpass,
     setup_context=lambda ctx, inputs, output: None,
     backward=lambda ctx, grad: torch.ops.pyops.constant_highpass(grad),
+    batched=True,
 )
-_op.declare(
+_op.declare_pair(
     "camp_conv",
     stem="motif",
+    tensors=3,
     fake=_fake_camp,
+    definition=_reference.camp_conv,
     vmap=_vmap_camp,
-    setup_context=_save_camp,
-    backward=_backward_camp,
-)
-_op.declare(
-    "camp_conv_backward",
-    stem="motif",
-    fake=_fake_gradients,
-    vmap=_vmap_gradients,
-    setup_context=_save_gradients,
-    backward=_double_backward,
+    vmap_backward=_vmap_camp_backward,
 )

@@ -300,24 +300,6 @@ def _double_backward_of_samples(reference, ctx, *upstream):
     return *_op.second_derivative(definition, ctx.saved_tensors, needed), *(None,) * 6
 
 
-def _vmap_samples(op, info, in_dims, *args):
-    n = info.batch_size
-    folded = [_op.fold(t, dim, n) for t, dim in zip(args[:3], in_dims, strict=False)]
-    batch = folded[0].shape[1]
-    return op(*(t.flatten(0, 1) for t in folded), *args[3:]).unflatten(0, (n, batch)), 0
-
-
-def _vmap_gradients(op, info, in_dims, *args):
-    n, need = info.batch_size, args[-3:]
-    folded = [_op.fold(t, dim, n) for t, dim in zip(args[:4], in_dims, strict=False)]
-    batch = folded[0].shape[1]
-    results = op(*(t.flatten(0, 1) for t in folded), *args[4:])
-    unfolded = (
-        r.unflatten(0, (n, batch)) if m else r.expand(n, 0) for r, m in zip(results, need, strict=True)
-    )
-    return tuple(unfolded), (0, 0, 0)
-
-
 _declare = partial(_op.declare, stem="sampling")
 _declare(
     "interval_vertices",
@@ -336,18 +318,18 @@ _declare(
 
 
 def _declare_sampling(name: str, extra: int, definition: Callable[..., Tensor]) -> None:
-    forward, backward = (getattr(torch.ops.pyops, op) for op in (name, f"{name}_backward"))
+    backward = getattr(torch.ops.pyops, f"{name}_backward")
     _declare(
         name,
         fake=partial(_fake_samples, extra),
-        vmap=partial(_vmap_samples, forward),
+        batched=True,
         setup_context=_save_samples,
         backward=partial(_backward_of_samples, backward),
     )
     _declare(
         f"{name}_backward",
         fake=_fake_gradients,
-        vmap=partial(_vmap_gradients, backward),
+        batched=True,
         setup_context=_save_gradients,
         backward=partial(_double_backward_of_samples, definition),
     )
