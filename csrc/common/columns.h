@@ -4,8 +4,7 @@
 
 #include <algorithm>
 
-#include "pixel.h"
-#include "simd.h"
+#include "elements.h"
 #include "tensor.h"
 
 namespace pyops::columns {
@@ -58,18 +57,10 @@ PYOPS_HD void clip(int first, int64_t n, int64_t taps, int64_t& begin, int64_t& 
 
 template <class T, class A>
 PYOPS_HD Vector<A> load_some(const T* from, int64_t step, int64_t n) {
-  if (std::is_same_v<T, A> && step == 1 && n >= kLanes<A>) return simd::load<Vector<A>>(from);
+  if (step == 1) return simd::load_elements<T, A>(from, std::min<int64_t>(n, kLanes<A>));
   A element[kLanes<A>] = {};
   for (int64_t k = 0; k < std::min<int64_t>(n, kLanes<A>); ++k) element[k] = decode<T, A>(from[k * step]);
   return simd::load<Vector<A>>(element);
-}
-
-template <class T, class A>
-PYOPS_HD void store_some(T* to, Vector<A> value, int64_t n) {
-  if (std::is_same_v<T, A> && n >= kLanes<A>) return simd::store(to, value);
-  A element[kLanes<A>];
-  simd::store(element, value);
-  for (int64_t k = 0; k < std::min<int64_t>(n, kLanes<A>); ++k) to[k] = encode<T, A>(element[k]);
 }
 
 // Features of one row, from [C][W] of any strides to [W][stride] and back; what pads the channels is 0.
@@ -98,7 +89,7 @@ PYOPS_HD void store_some(T* to, Vector<A> value, int64_t n) {
           v[i] = simd::load<Vector<A>>(from + std::min(x + i, columns - 1) * stride + c);                            \
         simd::transpose(v);                                                                                          \
         for (int64_t i = 0; i < std::min(n, channels - c); ++i)                                                      \
-          store_some<T, A>(to + (c + i) * channel + x, v[i], columns - x);                                           \
+          simd::store_elements<T, A>(to + (c + i) * channel + x, v[i], std::min(columns - x, n));                    \
       }                                                                                                              \
   }
 PYOPS_TURNS(float, float)

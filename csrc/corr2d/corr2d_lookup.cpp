@@ -46,7 +46,7 @@ PYOPS_HD void look_up_window(const Windows<T, A>& w, const Windows<T, A>& next, 
     T* out = to + j * pixels;
     for (int64_t i = 1; i <= window; ++i, out += window * pixels) {
       const Vector<A> now = blend(i);
-      store_pixels<T, A>(out, left * last + w.right * now, w.count);
+      simd::store_elements<T, A>(out, left * last + w.right * now, w.count);
       last = now;
     }
     std::swap(before, after);
@@ -67,7 +67,7 @@ PYOPS_HD void spread_window(const Windows<T, A>& w, const Windows<T, A>& next, c
     Vector<A> before = nothing;
     const T* from = grad + j * pixels;
     for (int64_t i = 0; i <= window; ++i, from += window * pixels) {
-      const Vector<A> g = i < window && j < window ? load_pixels<T, A>(from, w.count) : nothing;
+      const Vector<A> g = i < window && j < window ? simd::load_elements<T, A>(from, w.count) : nothing;
       const Vector<A> value = left * g + w.right * before;
       before = g;
       simd::store(now + i * n, value);
@@ -98,7 +98,7 @@ PYOPS_HD void slope_of_window(const Windows<T, A>& w, const Windows<T, A>& next,
     Vector<A> last = above * upper(0) + w.below * lower(0), step = lower(0) - upper(0);
     const T* from = grad + j * pixels;
     for (int64_t i = 1; i <= window; ++i, from += window * pixels) {
-      const Vector<A> g = load_pixels<T, A>(from, w.count);
+      const Vector<A> g = simd::load_elements<T, A>(from, w.count);
       const Vector<A> now = above * upper(i) + w.below * lower(i), now_step = lower(i) - upper(i);
       across += g * (now - last), down += g * (left * step + w.right * now_step);
       last = now, step = now_step;
@@ -111,8 +111,8 @@ PYOPS_HD void slope_of_window(const Windows<T, A>& w, const Windows<T, A>& next,
 // Nothing moves with a coordinate that is NaN.
 template <class A>
 PYOPS_HD void store_slopes(const A* at, Vector<A> slope, int64_t count, A* to) {
-  const Vector<A> place = load_pixels<A, A>(at, count);
-  store_pixels<A, A>(to, place == place ? slope : simd::splat(A(0)), count);
+  const Vector<A> place = simd::load_elements<A, A>(at, count);
+  simd::store_elements<A, A>(to, place == place ? slope : simd::splat(A(0)), count);
 }
 
 #define PYOPS_LOOKUPS(T, A)                                                                                           \

@@ -4,8 +4,7 @@
 
 #include <algorithm>
 
-#include "../common/pixel.h"
-#include "../common/simd.h"
+#include "../common/elements.h"
 #include "corr2d_args.h"
 
 namespace pyops::corr2d {
@@ -23,26 +22,6 @@ struct Run {
   PYOPS_HD int64_t pixel_of(int tile) const { return pixel + tile * kLanes<A>; }
   PYOPS_HD int64_t count_of(int tile) const { return std::min<int64_t>(kLanes<A>, count - tile * kLanes<A>); }
 };
-
-template <class T, class A>
-PYOPS_HD Vector<A> load_pixels(const T* from, int64_t count = kLanes<A>) {
-  if (std::is_same_v<T, A> && count == kLanes<A>) return simd::load<Vector<A>>(from);
-  A element[kLanes<A>] = {};
-  if (count == kLanes<A>) {
-    for (int64_t k = 0; k < kLanes<A>; ++k) element[k] = decode<T, A>(from[k]);
-  } else {
-    for (int64_t k = 0; k < count; ++k) element[k] = decode<T, A>(from[k]);
-  }
-  return simd::load<Vector<A>>(element);
-}
-
-template <class T, class A>
-PYOPS_HD void store_pixels(T* to, Vector<A> value, int64_t count = kLanes<A>) {
-  if (std::is_same_v<T, A> && count == kLanes<A>) return simd::store(to, value);
-  A element[kLanes<A>];
-  simd::store(element, value);
-  for (int64_t k = 0; k < count; ++k) to[k] = encode<T, A>(element[k]);
-}
 
 // The windows of a vector of pixels in one level; lanes beyond the last pixel repeat it.
 template <class T, class A>
@@ -102,11 +81,11 @@ struct Windows {
         if (!has_row(k, j)) {
           v[k] = simd::splat(A(0));
         } else if (has_vector(k, i)) {
-          v[k] = load_pixels<T, A>(data + at);
+          v[k] = simd::load_elements<T, A>(data + at);
         } else if (at >= 0 && at + n <= entries) {  // with what lies around the row
           int64_t begin, end;
           limits(k, i, begin, end);
-          const Vector<A> all = load_pixels<T, A>(data + at), index = indices();
+          const Vector<A> all = simd::load_elements<T, A>(data + at), index = indices();
           v[k] = index >= simd::splat(A(begin)) ? all : simd::splat(A(0));
           v[k] = index < simd::splat(A(end)) ? v[k] : simd::splat(A(0));
         } else {
@@ -131,7 +110,7 @@ struct Windows {
         if (!has_row(k, j)) continue;
         T* const to = planes + start[k] + j * columns + i;
         if (has_vector(k, i) && i + n <= taps) {
-          store_pixels<T, A>(to, load_pixels<T, A>(to) + v[k]);
+          simd::store_elements<T, A>(to, simd::load_elements<T, A>(to) + v[k]);
         } else {
           A element[n];
           simd::store(element, v[k]);

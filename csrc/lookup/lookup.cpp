@@ -1,146 +1,58 @@
 // Lookups in volumes of costs on the CPU: a vector holds neighbouring pixels, whose lines are read tap by tap.
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-
-#include "../common/pixel.h"
-#include "../common/simd.h"
 #include "lookup_args.h"
 #include "lookup_backward.h"
+#include "lookup_taps.h"
 
 namespace pyops::lookup {
 namespace {
 
-using simd::kLanes;
-using simd::Vector;
-
 constexpr int64_t kGrain = 1 << 14;  // taps worth a thread
 
-constexpr int kTiles = 32;  // vectors of a run: their taps of one line stay in the first-level cache
-
-// Up to kTiles * kLanes<A> pixels of image `b` that follow each other, from `pixel` on.
-template <class A>
-struct Run {
-  int64_t b, pixel, count, pixels, width;
-  const A* position;
-
-  PYOPS_HD int tiles() const { return int(ceil_div<int64_t>(count, kLanes<A>)); }
-  PYOPS_HD int64_t pixel_of(int tile) const { return pixel + tile * kLanes<A>; }
-  PYOPS_HD int64_t count_of(int tile) const { return std::min<int64_t>(kLanes<A>, count - tile * kLanes<A>); }
-};
-
-template <class T, class A>
-PYOPS_HD Vector<A> load_pixels(const T* from, int64_t count = kLanes<A>) {
-  if (std::is_same_v<T, A> && count == kLanes<A>) return simd::load<Vector<A>>(from);
-  A element[kLanes<A>] = {};
-  for (int64_t k = 0; k < count; ++k) element[k] = decode<T, A>(from[k]);
-  return simd::load<Vector<A>>(element);
+// Where row `row` of a channel lies, or what comes after its `rows` rows: those of the next channel.
+template <class T>
+PYOPS_HD int64_t rows_ahead(const Lines<T>& lines, int64_t row, int64_t rows) {
+  return row < rows ? row * lines.tap : lines.channel + (row - rows) * lines.tap;
 }
 
-template <class T, class A>
-PYOPS_HD void store_pixels(T* to, Vector<A> value, int64_t count = kLanes<A>) {
-  if (std::is_same_v<T, A> && count == kLanes<A>) return simd::store(to, value);
-  A element[kLanes<A>];
-  simd::store(element, value);
-  for (int64_t k = 0; k < count; ++k) to[k] = encode<T, A>(element[k]);
-}
-
-// The taps of a vector of pixels on one kind of lines of one level; lanes beyond the last pixel repeat it.
-template <class T, class A>
-struct Taps {
-  static constexpr int n = kLanes<A>;
-  using Mask = decltype(Vector<A>() > Vector<A>());
-  int first[n];
-  int64_t start[n], tap, taps;  // where a line's first tap lies, in elements; where the next
-  int64_t next;
-  int64_t row;  // where the least of all first taps lies
-  Vector<A> fraction;
-  Mask moved;           // the first tap is not the least
-  bool inside;          // all taps of all pixels
-  bool rows, two_rows;  // neighbours lie side by side: tap j of all of them in a row, or in it and the next
-
-  PYOPS_HD void place(const Lines<T>& lines, const Run<A>& run, int tile, int radius) {
-    tap = lines.tap, taps = lines.taps, next = lines.channel;
-    const int64_t pixel = run.pixel_of(tile), count = run.count_of(tile);
-    int least = 1 << 30, most = -(1 << 30);
-    int64_t column = pixel % run.width;
-    A fractions[n], shifts[n];
-    for (int k = 0; k < n; ++k) {
-      const int64_t i = pixel + (k < count ? k : count - 1);
-      const Place<A> place = lines.template place<A>(run.position[i], column, radius);
-      first[k] = place.first, fractions[k] = place.fraction;
-      start[k] = i * lines.pixel + place.first * lines.tap;
-      if (lines.tap == 1) {
-        const T* const line = lines.data + run.b * lines.batch + start[k];
-        __builtin_prefetch(line), __builtin_prefetch(line + 2 * radius + 1);
-      }
-      least = std::min(least, place.first), most = std::max(most, place.first);
-      if (k + 1 < count && ++column == run.width) column = 0;
-    }
-    fraction = simd::load<Vector<A>>(fractions);
-    for (int k = 0; k < n; ++k) shifts[k] = A(first[k] - least);
-    moved = simd::load<Vector<A>>(shifts) > A(0);
-    row = pixel * lines.pixel + least * lines.tap;
-    inside = least >= 0 && most + 2 * radius + 2 <= taps;
-    rows = inside && lines.pixel == 1 && count == n && most - least <= 1, two_rows = most > least;
-  }
-
-  PYOPS_HD bool has(int lane, int64_t j) const { return uint64_t(first[lane] + j) < uint64_t(taps); }
-
-  PYOPS_HD Vector<A> read(const T* line, int64_t j) const {
-    if (rows) {
-      __builtin_prefetch(line + row + j * tap + next);
-      const Vector<A> all = load_pixels<T, A>(line + row + j * tap);
-      return two_rows ? moved ? load_pixels<T, A>(line + row + (j + 1) * tap) : all : all;
-    }
-    const auto at = [&](int k) { return decode<T, A>(line[start[k] + j * tap]); };
-    const auto if_any = [&](int k) { return has(k, j) ? at(k) : A(0); };
-    if constexpr (n == 8) {
-      if (inside) return Vector<A>{at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)};
-      return Vector<A>{if_any(0), if_any(1), if_any(2), if_any(3), if_any(4), if_any(5), if_any(6), if_any(7)};
-    } else {
-      if (inside) return Vector<A>{at(0), at(1), at(2), at(3)};
-      return Vector<A>{if_any(0), if_any(1), if_any(2), if_any(3)};
-    }
-  }
-
-  PYOPS_HD void add(T* line, int64_t j, Vector<A> value, int64_t count) const {
-    if (rows) {
-      const Vector<A> nothing = simd::splat(A(0));
-      T* const to = line + row + j * tap;
-      store_pixels<T, A>(to, load_pixels<T, A>(to) + (moved ? nothing : value));
-      if (two_rows) store_pixels<T, A>(to + tap, load_pixels<T, A>(to + tap) + (moved ? value : nothing));
-      return;
-    }
-    A element[n];
-    simd::store(element, value);
-    for (int k = 0; k < count; ++k) {
-      if (!inside && !has(k, j)) continue;
-      T& to = line[start[k] + j * tap];
-      to = encode<T, A>(decode<T, A>(to) + element[k]);
-    }
-  }
-};
-
+// Taps in rows are read row by row, a whole run of each, as memory has them.
 template <class T, class A>
 PYOPS_HD void look_up_lines(const Lines<T>& lines, const Run<A>& run, int radius, T* out) {
   Taps<T, A> all[kTiles];
   const int tiles = run.tiles();
   for (int i = 0; i < tiles; ++i) all[i].place(lines, run, i, radius);
   const int64_t window = 2 * radius + 1;
+  const Vector<A> one = simd::splat(A(1));
   for (int64_t c = 0; c < lines.channels; ++c) {
     const T* const line = lines.data + run.b * lines.batch + c * lines.channel;
+    const Windows<T, A> to{out + (lines.out + c * window) * run.pixels, run.pixels};
+    for (int64_t d = 0; lines.pixel == 1 && d < window; ++d) {
+      const int64_t tap = lines.tap;
+      const T *const here = line + d * tap, *const ahead = line + rows_ahead(lines, d + 4, window + 2);
+      T* at = to.at(d, run, 0);
+      for (int i = 0; i < tiles; ++i, at += kLanes<A>) {
+        const Taps<T, A>& taps = all[i];
+        if (!taps.rows) continue;
+        __builtin_prefetch(ahead + taps.row);
+        __builtin_prefetch(at + run.pixels, 1);
+        Vector<A> row[3];
+        for (int j = 0; j < 3; ++j)
+          row[j] = taps.inside || taps.has_row(d + j) ? simd::load_elements<T, A>(here + taps.row + j * tap)
+                                                      : simd::splat(A(0));
+        const Vector<A> before = taps.moved ? row[1] : row[0], after = taps.moved ? row[2] : row[1];
+        simd::store_elements<T, A>(at, (one - taps.fraction) * before + taps.fraction * after);
+      }
+    }
     for (int i = 0; i < tiles; ++i) {
       const Taps<T, A>& taps = all[i];
-      const int64_t count = run.count_of(i);
-      const Vector<A> f = taps.fraction, rest = simd::splat(A(1)) - f;
-      T* to = out + (lines.out + c * window) * run.pixels + run.pixel_of(i);
+      if (taps.rows) continue;
       Vector<A> before = taps.read(line, 0);
-      for (int64_t d = 0; d < window; ++d, to += run.pixels) {
+      for (int64_t d = 0; d < window; ++d) {
         const Vector<A> after = taps.read(line, d + 1);
-        const Vector<A> value = rest * before + f * after;
+        simd::store_elements<T, A>(to.at(d, run, i), (one - taps.fraction) * before + taps.fraction * after,
+                                   run.count_of(i));
         before = after;
-        store_pixels<T, A>(to, value, count);
       }
     }
   }
@@ -154,27 +66,34 @@ PYOPS_HD void backpropagate_lines(const Lines<T>& lines, T* buffer, const Run<A>
   Taps<T, A> all[kTiles];
   const int tiles = run.tiles();
   for (int i = 0; i < tiles; ++i) all[i].place(lines, run, i, radius);
-  const Vector<A> nothing = simd::splat(A(0)), slope = simd::splat(A(lines.slope()));
+  const Vector<A> nothing = simd::splat(A(0)), one = simd::splat(A(1)), slope = simd::splat(A(lines.slope()));
   const int64_t window = 2 * radius + 1;
   for (int64_t c = 0; c < lines.channels; ++c) {
     const int64_t line = run.b * lines.batch + c * lines.channel;
+    const Windows<const T, A> from{grad + (lines.out + c * window) * run.pixels, run.pixels};
+    for (int64_t j = 0; lines.pixel == 1 && j < window + 2; ++j)
+      for (int i = 0; i < tiles; ++i) {
+        const Taps<T, A>& taps = all[i];
+        if (!taps.rows) continue;
+        const auto value = [&](int64_t d) PYOPS_INLINED {
+          return d >= 0 && d < window ? simd::load_elements<T, A>(from.at(d, run, i)) : nothing;
+        };
+        const Vector<A> grads[] = {value(j), value(j - 1), value(j - 2)};
+        const Vector<A> now = taps.moved ? grads[1] : grads[0], last = taps.moved ? grads[2] : grads[1];
+        if (buffer) taps.add_row(buffer + line, j, (one - taps.fraction) * now + taps.fraction * last);
+        if (slopes) slopes[i] += (last - now) * taps.read_row(lines.data + line, j) * slope;
+      }
     for (int i = 0; i < tiles; ++i) {
       const Taps<T, A>& taps = all[i];
+      if (taps.rows) continue;
       const int64_t count = run.count_of(i);
-      const Vector<A> f = taps.fraction, rest = simd::splat(A(1)) - f;
-      const T* from = grad + (lines.out + c * window) * run.pixels + run.pixel_of(i);
-      Vector<A> last = nothing, before = nothing, sum = nothing;
-      if (slopes) before = taps.read(lines.data + line, 0);
-      for (int64_t j = 0; j <= window; ++j, from += run.pixels) {
-        const Vector<A> now = j < window ? load_pixels<T, A>(from, count) : nothing;
-        if (buffer) taps.add(buffer + line, j, rest * now + f * last, count);
+      Vector<A> last = nothing;
+      for (int64_t j = 0; j <= window; ++j) {
+        const Vector<A> now = j < window ? simd::load_elements<T, A>(from.at(j, run, i), count) : nothing;
+        if (buffer) taps.add(buffer + line, j, (one - taps.fraction) * now + taps.fraction * last, count);
+        if (slopes) slopes[i] += (last - now) * taps.read(lines.data + line, j) * slope;
         last = now;
-        if (!slopes || j == window) continue;
-        const Vector<A> after = taps.read(lines.data + line, j + 1);
-        sum += now * (after - before);
-        before = after;
       }
-      if (slopes) slopes[i] += sum * slope;
     }
   }
 }
@@ -183,8 +102,8 @@ PYOPS_HD void backpropagate_lines(const Lines<T>& lines, T* buffer, const Run<A>
 template <class A>
 PYOPS_HD void store_slopes(const Run<A>& run, int tile, Vector<A> slope, A* to) {
   const int64_t pixel = run.pixel_of(tile), count = run.count_of(tile);
-  const Vector<A> position = load_pixels<A, A>(run.position + pixel, count);
-  store_pixels<A, A>(to + pixel, position == position ? slope : simd::splat(A(0)), count);
+  const Vector<A> position = simd::load_elements<A, A>(run.position + pixel, count);
+  simd::store_elements<A, A>(to + pixel, position == position ? slope : simd::splat(A(0)), count);
 }
 
 #define PYOPS_LOOKUPS(T, A)                                                                                          \
