@@ -7,7 +7,6 @@ is the type of arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,68 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._pairs import arithmetic, pooled, wide
+from ._pairs import pool_pairs as pool_pairs
+from ._pairs import spread_pairs as spread_pairs
 from .lookup import place_of
 
-_COLUMNS, _CHANNELS, _ENTRIES = 64, 32, 256  # of a program
-
-
-@triton.jit
-def pool_kernel(volume, out, columns, count, EACH: tl.constexpr, A: tl.constexpr, ENTRIES: tl.constexpr):
-    """`count` means of EACH neighbouring entries of a line."""
-    line = tl.program_id(0).to(tl.int64)
-    j = tl.program_id(1).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
-    total = tl.zeros((ENTRIES,), A)
-    for k in range(0, EACH):
-        total += tl.load(volume + line * columns + j * EACH + k, j < count, 0).to(A)
-    tl.store(out + line * count + j, (total / EACH).to(out.dtype.element_ty), j < count)
-
-
-@triton.jit
-def spread_kernel(grad, total, columns, count, EACH: tl.constexpr, A: tl.constexpr, ENTRIES: tl.constexpr):
-    """Adds to each entry of level 0 its share of the mean it is part of."""
-    line = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
-    part = tl.load(grad + line * count + i // EACH, i // EACH < count, 0).to(A) / EACH
-    to = total + line * columns + i
-    tl.store(to, tl.load(to, i < columns, 0) + part, i < columns)
-
-
-def pool_pairs(volume: Tensor, levels: int) -> list[Tensor]:
-    return _pool(volume, levels, volume.dtype)
-
-
-def _pool(volume: Tensor, levels: int, dtype: torch.dtype) -> list[Tensor]:
-    volume, (*lines, columns) = volume.contiguous(), volume.shape
-    pooled = [volume.new_empty(*lines, columns >> level, dtype=dtype) for level in range(1, levels)]
-    if volume.numel() > 0:
-        with torch.cuda.device_of(volume):
-            for level, out in enumerate(pooled, 1):
-                count = columns >> level
-                grid = volume.numel() // columns, triton.cdiv(count, _ENTRIES)
-                pool_kernel[grid](
-                    volume, out, columns, count, EACH=1 << level, A=_arithmetic(volume), ENTRIES=_ENTRIES
-                )
-    return pooled
-
-
-def spread_pairs(grads: Sequence[Tensor]) -> Tensor:
-    columns, first = grads[0].shape[-1], grads[0]
-    total = torch.zeros_like(first, dtype=_wide(first), memory_format=torch.contiguous_format)
-    if total.numel() > 0:
-        with torch.cuda.device_of(total):
-            for level in reversed(range(len(grads))):
-                grad = grads[level].contiguous()
-                grid = total.numel() // columns, triton.cdiv(columns, _ENTRIES)
-                spread_kernel[grid](
-                    grad,
-                    total,
-                    columns,
-                    columns >> level,
-                    EACH=1 << level,
-                    A=_arithmetic(first),
-                    ENTRIES=_ENTRIES,
-                )
-    return total.to(first.dtype)
+_COLUMNS, _CHANNELS = 64, 32  # of a program
 
 
 @triton.jit
@@ -234,14 +177,6 @@ def right_kernel(
     tl.store(to, scale * total, (c < sizes[0]) & (t < taps))
 
 
-def _wide(t: Tensor) -> torch.dtype:
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
-
-
-def _arithmetic(t: Tensor) -> Any:
-    return tl.float64 if t.dtype == torch.float64 else tl.float32
-
-
 def _view(t: Tensor) -> tuple[Any, ...]:
     return (t, *t.stride())
 
@@ -253,9 +188,9 @@ class _Launches:
         self, left: Tensor, right: Tensor, x: Tensor, radius: int, levels: int, scale: float | None
     ) -> None:
         self.left, self.radius, self.levels = left, radius, levels
-        self.position = x.to(_wide(left)).contiguous()
+        self.position = x.to(wide(left)).contiguous()
         self.scale = left.shape[1] ** -0.5 if scale is None else scale
-        self.rights = [right, *_pool(right, levels, _wide(right))]
+        self.rights = [right, *pooled(right, levels, wide(right))]
         self.rows = left.shape[0] * left.shape[2]
         self.across = triton.cdiv(left.shape[3], _COLUMNS)
         self.deep = triton.cdiv(left.shape[1], _CHANNELS)
@@ -268,7 +203,7 @@ class _Launches:
         with torch.cuda.device_of(self.left):
             kernel[grid](
                 *tensors, sizes, level * window, self.radius, 0.5**level, self.scale,
-                A=_arithmetic(self.left), num_warps=4, **options,
+                A=arithmetic(self.left), num_warps=4, **options,
             )  # fmt: skip
 
 
@@ -295,13 +230,11 @@ def corr1d_lookup_on_demand_backward(
     empty = grad.numel() == 0
     slope = torch.zeros_like(run.position) if need_x else run.position.new_empty(0)
     to_left = (
-        torch.zeros_like(left, dtype=_wide(left), memory_format=torch.contiguous_format)
+        torch.zeros_like(left, dtype=wide(left), memory_format=torch.contiguous_format)
         if need_features
         else None
     )
-    to_rights = (
-        [torch.zeros_like(t, dtype=_wide(t)).contiguous() for t in run.rights] if need_features else []
-    )
+    to_rights = [torch.zeros_like(t, dtype=wide(t)).contiguous() for t in run.rights] if need_features else []
     for level, view in enumerate(map(_view, run.rights)):
         if need_x and not empty:
             run(
