@@ -130,7 +130,7 @@ class MoChaStereo(nn.Module):
         self.stem2 = nn.Sequential(conv2d(3, w.stem[0], stride=2), conv2d(w.stem[0], w.stem[0]))
         self.stem4 = nn.Sequential(conv2d(w.stem[0], w.stem[1], stride=2), conv2d(w.stem[1], w.stem[1]))
         channels = (c4 + w.stem[1], *coarse)
-        self.match = nn.Sequential(conv2d(channels[0], w.match), nn.Conv2d(w.match, w.match, 1))
+        self.match = nn.Sequential(conv2d(channels[0], w.match), nn.Conv2d(w.match, w.match, 1, bias=False))
         self.motifs = nn.ModuleList(layers.MotifAttention(c) for c in channels[:3])
         self.volume_stem = conv3d(layers.GROUPS, volume)
         self.volume_gate = layers.Gate(volume, channels[0])
