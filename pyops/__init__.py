@@ -5,6 +5,7 @@ from ._native import __version__, build_info
 from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
+from .ops.fps import farthest_point_sample
 from .ops.groupwise import groupwise_correlation
 from .ops.local_correlation import local_correlation
 from .ops.lookup import corr1d_lookup, geometry_lookup
@@ -28,6 +29,7 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "farthest_point_sample",
     "fuse_luts",
     "geometry_lookup",
     "groupwise_correlation",

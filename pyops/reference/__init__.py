@@ -6,6 +6,7 @@ Same names and signatures as :mod:`pyops`, so a model built with ``ops=pyops.ref
 from .corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .disparity import context_upsample, disparity_warp
+from .fps import farthest_point_sample
 from .groupwise import groupwise_correlation
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
@@ -26,6 +27,7 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "farthest_point_sample",
     "fuse_luts",
     "geometry_lookup",
     "groupwise_correlation",
