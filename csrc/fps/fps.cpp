@@ -9,14 +9,15 @@
 
 #include "../common/pixel.h"
 #include "fps_args.h"
+#include "fps_division.h"
 #include "fps_walk.h"
 
 namespace pyops::fps {
 namespace {
 
-#define PYOPS_WALK(A)                                                                                    \
-  PYOPS_MULTIVERSION void sample_cloud(Cloud<A>& cloud, int64_t slot, int64_t samples, int64_t* to) {    \
-    walk<A>(cloud, slot, samples, to);                                                                   \
+#define PYOPS_WALK(A)                                                                                 \
+  PYOPS_MULTIVERSION void sample_cloud(Cloud<A>& cloud, int64_t slot, int64_t samples, int64_t* to) { \
+    walk<A>(cloud, slot, samples, to);                                                                \
   }
 PYOPS_WALK(float)
 PYOPS_WALK(double)
@@ -50,6 +51,7 @@ void sample(const Problem& p, const Tensor& points, int64_t* out) {
   const auto from = points_of<T>(points);
   torch::stable::parallel_for(0, p.batch, 1, [&](int64_t b, int64_t end) {
     Candidates<A> candidates;
+    Division<A> division;
     Cloud<A> cloud;
     for (; b < end; ++b) {
       int64_t* const to = out + b * p.samples;
@@ -61,7 +63,7 @@ void sample(const Problem& p, const Tensor& points, int64_t* out) {
       }
       const int32_t lowest = place[0];
       const bool tree = p.dims <= kMostTreeDims && int64_t(place.size()) >= kLeastTree && p.samples > 2;
-      if (tree) Division<A>(candidates.points.data(), p.dims).divide(place.data(), int64_t(place.size()));
+      if (tree) division.divide(candidates.points.data(), p.dims, place);
       cloud.fill(candidates.points.data(), p.dims, place, tree);
       const auto begin = cloud.index.begin(), last = begin + int64_t(place.size());
       auto first = std::find(begin, last, p.start.at(b));

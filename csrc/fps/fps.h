@@ -11,9 +11,7 @@ namespace pyops::fps {
 constexpr int64_t kMostDims = 64;
 
 #if defined(__CUDA_ARCH__)
-PYOPS_HD float add_square(float sum, float difference) {
-  return __fadd_rn(sum, __fmul_rn(difference, difference));
-}
+PYOPS_HD float add_square(float sum, float difference) { return __fadd_rn(sum, __fmul_rn(difference, difference)); }
 #else
 // Files that include this compile without contraction of products and sums.
 template <class V>

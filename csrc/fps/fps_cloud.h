@@ -21,12 +21,12 @@ using simd::Vector;
 
 constexpr int64_t kLeaf = 64, kFan = 8;
 constexpr int64_t kMostTreeDims = 8;  // in more dimensions most boxes are near
-constexpr int64_t kLeastTree = 512;  // candidates
+constexpr int64_t kLeastTree = 512;   // candidates
 
 // Boxes of eight children side by side: least and greatest coordinates of each axis.
 template <class A>
 struct Level {
-  std::vector<A> boxes, top;     // [blocks][dims][2][8]; greatest distance of each child, -1 where none is left
+  std::vector<A> boxes, top;      // [blocks][dims][2][8]; greatest distance of each child, -1 where none is left
   std::vector<int64_t> farthest;  // the slot of that distance, of the lowest index, -1 where not known
 
   int64_t children() const { return int64_t(top.size()); }
@@ -82,45 +82,6 @@ struct Cloud {
         group[kFan] = first ? *most : std::max(group[kFan], *most);
         large.top[leaf / kFan] = std::numeric_limits<A>::infinity();
       }
-  }
-};
-
-// Divides candidates among leaves: at the median of the longest axis, all leaves but the last full, eight leaves with a
-// common ancestor together.
-template <class A>
-class Division {
- public:
-  Division(const A* points, int64_t dims) : points_(points), dims_(dims) {}
-
-  void divide(int32_t* begin, int64_t count) const {
-    const int64_t leaves = ceil_div(count, kLeaf);
-    if (leaves < 2) return;
-    int64_t left = 1;
-    while (2 * left < leaves) left *= 2;
-    const int64_t axis = longest_axis(begin, count);
-    std::nth_element(begin, begin + left * kLeaf, begin + count, [&](int32_t a, int32_t b) {
-      return points_[int64_t(a) * dims_ + axis] < points_[int64_t(b) * dims_ + axis];
-    });
-    divide(begin, left * kLeaf);
-    divide(begin + left * kLeaf, count - left * kLeaf);
-  }
-
- private:
-  const A* points_;
-  int64_t dims_;
-
-  int64_t longest_axis(const int32_t* begin, int64_t count) const {
-    A least[kMostTreeDims], most[kMostTreeDims];
-    for (int64_t d = 0; d < dims_; ++d) least[d] = most[d] = points_[int64_t(*begin) * dims_ + d];
-    for (int64_t i = 1; i < count; ++i)
-      for (int64_t d = 0; d < dims_; ++d) {
-        const A x = points_[int64_t(begin[i]) * dims_ + d];
-        least[d] = std::min(least[d], x), most[d] = std::max(most[d], x);
-      }
-    int64_t axis = 0;
-    for (int64_t d = 1; d < dims_; ++d)
-      if (most[d] - least[d] > most[axis] - least[axis]) axis = d;
-    return axis;
   }
 };
 

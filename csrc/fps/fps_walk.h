@@ -17,13 +17,17 @@ PYOPS_HD uint64_t bytes_of(i64x4 mask) {
   return bit_cast<uint32_t>(__builtin_convertvector(mask, i8x4));
 }
 
-template <class A>
-PYOPS_HD A greatest(Vector<A> v) {
-  A element[kLanes<A>];
-  simd::store(element, v);
-  A most = element[0];
-  for (const A x : element) most = x > most ? x : most;
-  return most;
+PYOPS_HD float greatest(simd::f32x8 v) {
+  const simd::f32x8 halves = __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+  v = halves > v ? halves : v;
+  const simd::f32x8 pairs = __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+  v = pairs > v ? pairs : v;
+  return v[1] > v[0] ? v[1] : v[0];
+}
+PYOPS_HD double greatest(simd::f64x4 v) {
+  const simd::f64x4 halves = __builtin_shufflevector(v, v, 2, 3, 0, 1);
+  v = halves > v ? halves : v;
+  return v[1] > v[0] ? v[1] : v[0];
 }
 
 template <class A>
@@ -33,7 +37,7 @@ PYOPS_HD A greatest(const A* from, int64_t n) {
     const auto x = simd::load<Vector<A>>(from + i);
     most = x > most ? x : most;
   }
-  return greatest<A>(most);
+  return greatest(most);
 }
 
 // The first of n numbers, a multiple of a vector, from `i` on that equals `value`; n where none does.
@@ -71,7 +75,7 @@ PYOPS_HD A visit(const A* axes, int64_t dims, const A* center, A* nearest) {
       most = left > most ? left : most;
     }
   }
-  return greatest<A>(most);
+  return greatest(most);
 }
 
 // For which of eight boxes `center` may be nearer to a point than what is greatest there; NaN, from infinities, may.
