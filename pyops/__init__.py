@@ -7,6 +7,7 @@ from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
 from .ops.fps import farthest_point_sample
 from .ops.groupwise import groupwise_correlation
+from .ops.knn import Neighbors, ball_query, chamfer_distance, knn
 from .ops.local_correlation import local_correlation
 from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
@@ -16,10 +17,13 @@ from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_verti
 
 __all__ = [
     "ModulationWeights",
+    "Neighbors",
     "__version__",
     "adaptive_grid_sample",
+    "ball_query",
     "build_info",
     "camp_conv",
+    "chamfer_distance",
     "constant_highpass",
     "context_upsample",
     "corr1d_lookup",
@@ -36,6 +40,7 @@ __all__ = [
     "identity_lut",
     "interval_vertices",
     "inverse_vertices",
+    "knn",
     "local_correlation",
     "lut3d",
     "lut_monotonicity",
