@@ -6,6 +6,7 @@ from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
 from .ops.fps import farthest_point_sample
+from .ops.gather import blend_points, gather_points, three_interpolate
 from .ops.groupwise import groupwise_correlation
 from .ops.knn import Neighbors, ball_query, chamfer_distance, knn
 from .ops.local_correlation import local_correlation
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "adaptive_grid_sample",
     "ball_query",
+    "blend_points",
     "build_info",
     "camp_conv",
     "chamfer_distance",
@@ -35,6 +37,7 @@ __all__ = [
     "disparity_warp",
     "farthest_point_sample",
     "fuse_luts",
+    "gather_points",
     "geometry_lookup",
     "groupwise_correlation",
     "identity_lut",
@@ -48,4 +51,5 @@ __all__ = [
     "reference",
     "relation_aware_modulation",
     "separable_grid_sample",
+    "three_interpolate",
 ]

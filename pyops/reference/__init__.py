@@ -7,6 +7,7 @@ from .corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .disparity import context_upsample, disparity_warp
 from .fps import farthest_point_sample
+from .gather import blend_points, gather_points, three_interpolate
 from .groupwise import groupwise_correlation
 from .knn import Neighbors, ball_query, chamfer_distance, knn
 from .local_correlation import local_correlation
@@ -20,6 +21,7 @@ __all__ = [
     "Neighbors",
     "adaptive_grid_sample",
     "ball_query",
+    "blend_points",
     "camp_conv",
     "chamfer_distance",
     "constant_highpass",
@@ -33,6 +35,7 @@ __all__ = [
     "disparity_warp",
     "farthest_point_sample",
     "fuse_luts",
+    "gather_points",
     "geometry_lookup",
     "groupwise_correlation",
     "identity_lut",
@@ -45,4 +48,5 @@ __all__ = [
     "lut_smoothness",
     "relation_aware_modulation",
     "separable_grid_sample",
+    "three_interpolate",
 ]
