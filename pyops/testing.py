@@ -344,6 +344,19 @@ def _fps_samples() -> list[Inputs]:
     return [inputs, dict(inputs, lengths=torch.tensor([900, 100]), start=torch.tensor([5, 7]))]
 
 
+def _gather_samples(weighted: bool) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.randint(-1, 50, (2, 80, 3), generator=generator)
+    inputs = dict(values=torch.randn(2, 50, 9, generator=generator), indices=indices)
+    return [dict(inputs, weights=torch.rand(2, 80, 3, generator=generator)) if weighted else inputs]
+
+
+def _interpolation_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    query, points, values = (torch.rand(2, n, c, generator=generator) for n, c in ((80, 3), (50, 3), (50, 9)))
+    return [dict(query=query, points=points, values=values)]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
@@ -357,6 +370,9 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "corr2d_lookup": lambda: _corr2d_samples(False, True),
     "corr2d_lookup_on_demand": lambda: _corr2d_samples(True, True),
     "farthest_point_sample": _fps_samples,
+    "gather_points": lambda: _gather_samples(False),
+    "blend_points": lambda: _gather_samples(True),
+    "three_interpolate": _interpolation_samples,
     "geometry_lookup": lambda: _lookup_samples(True),
     "groupwise_correlation": _groupwise_samples,
     "local_correlation": _local_correlation_samples,
