@@ -24,6 +24,7 @@ int64_t rows_worth_a_thread(int64_t each) { return std::max<int64_t>(1, kGrain /
   PYOPS_MULTIVERSION void sum_segments(const T* rows, int64_t stride, const int32_t* places, const A* weights,       \
                                        const int32_t* starts, int64_t n, int64_t limit, int64_t channels, T* to) {   \
     for (int64_t i = 0; i < n; ++i, to += channels) {                                                                \
+      if (i + 1 < n) fetch(rows, stride, places + starts[i + 1], starts[i + 2] - starts[i + 1], channels);           \
       const int64_t first = starts[i];                                                                               \
       sum_rows<T, int32_t, A>(rows, stride,                                                                          \
                               {places + first, weights ? weights + first : nullptr, starts[i + 1] - first, limit},   \

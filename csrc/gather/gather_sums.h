@@ -61,6 +61,15 @@ PYOPS_HD void sum_rows(const T* rows, int64_t stride, const List<I, A>& list, in
   }
 }
 
+// Rows lie anywhere in memory: those of the next sum are asked for while this one is made.
+template <class T, class I>
+PYOPS_HD void fetch(const T* rows, int64_t stride, const I* places, int64_t count, int64_t channels) {
+  constexpr int64_t kLine = 64 / sizeof(T), kMost = 8;
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < std::min(channels, kMost * kLine); c += kLine)
+      __builtin_prefetch(rows + int64_t(places[i]) * stride + c);
+}
+
 template <class T, class A>
 PYOPS_HD A dot_rows(const T* a, const T* b, int64_t channels) {
   constexpr int64_t kAtATime = 8;
