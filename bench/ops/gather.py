@@ -98,7 +98,9 @@ class Interpolate(Case):
 
     def inputs(self, device: torch.device, seed: int = 0) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
-        query, points = (torch.rand(self.batch, n, 3, generator=generator) for n in (self.queries, self.points))
+        query, points = (
+            torch.rand(self.batch, n, 3, generator=generator) for n in (self.queries, self.points)
+        )
         values = torch.randn(self.batch, self.points, self.channels, generator=generator)
         grad = torch.randn(self.batch, self.queries, self.channels, generator=generator)
         found = {"query": query, "points": points, "values": values, "grad": grad}

@@ -42,9 +42,15 @@ __device__ __forceinline__ Pick greatest_of_block(Pick mine, Pick* of_warps) {
   return greatest_of_warp(lane < warps ? of_warps[lane] : Pick{0, 0});
 }
 
+// `points` are those of one cloud.
 template <class T>
-__device__ __forceinline__ float coordinate(const Points<T>& points, int64_t b, int64_t i, int64_t d) {
-  return decode<T, float>(points.data[b * points.batch + i * points.point + d * points.axis]);
+__device__ __forceinline__ float coordinate(const Points<T>& points, int64_t i, int64_t d) {
+  return decode<T, float>(points.data[i * points.point + d * points.axis]);
+}
+
+template <class T>
+__device__ __forceinline__ Points<T> cloud_of(const Points<T>& points, int64_t b) {
+  return {points.data + b * points.batch, points.batch, points.point, points.axis};
 }
 
 __device__ __forceinline__ void fill_rest(int64_t* to, int64_t from, int64_t samples) {
@@ -53,20 +59,22 @@ __device__ __forceinline__ void fill_rest(int64_t* to, int64_t from, int64_t sam
 
 template <class T, int kDims, int kEach>
 __global__ void __launch_bounds__(kMostThreads)
-    sample_registers(const Points<T> points, const Problem p, int64_t* out) {
+    sample_registers(const Points<T> clouds, const Problem p, int64_t* out) {
   __shared__ Pick of_warps[2][kMostWarps];
-  const int64_t b = blockIdx.x, length = p.length(b), start = p.start.at(b), step = blockDim.x;
+  const int64_t b = blockIdx.x, start = p.start.at(b);
+  const Points<T> points = cloud_of(clouds, b);
+  const int length = int(p.length(b)), step = int(blockDim.x), thread = int(threadIdx.x);
   const int dims = int(p.dims);
   int64_t* const to = out + b * p.samples;
   float x[kEach][kDims], nearest[kEach];
   Pick best{0, 0};
 #pragma unroll
   for (int k = 0; k < kEach; ++k) {
-    const int64_t i = threadIdx.x + k * step;
+    const int i = thread + k * step;
     bool candidate = i < length;
 #pragma unroll
     for (int d = 0; d < kDims; ++d) {
-      x[k][d] = i < length && d < dims ? coordinate(points, b, i, d) : 0.f;
+      x[k][d] = i < length && d < dims ? coordinate(points, i, d) : 0.f;
       candidate = candidate && x[k][d] == x[k][d];
     }
     nearest[k] = candidate ? INFINITY : -1.f;
@@ -76,16 +84,16 @@ __global__ void __launch_bounds__(kMostThreads)
   for (int64_t sample = 0; sample < p.samples; ++sample) {
     best = greatest_of_block(best, of_warps[sample % 2]);
     if (!best.some()) return fill_rest(to, sample, p.samples);
-    const int64_t chosen = best.index();
+    const int chosen = int(best.index());
     if (threadIdx.x == 0) to[sample] = chosen;
     float center[kDims];
 #pragma unroll
-    for (int d = 0; d < kDims; ++d) center[d] = d < dims ? coordinate(points, b, chosen, d) : 0.f;
+    for (int d = 0; d < kDims; ++d) center[d] = d < dims ? coordinate(points, chosen, d) : 0.f;
     float farthest = -1.f;
-    int64_t at = 0;
+    int at = 0;
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-      const int64_t i = threadIdx.x + k * step;
+      const int i = thread + k * step;
       float square = 0.f;
 #pragma unroll
       for (int d = 0; d < kDims; ++d) square = add_square(square, x[k][d] - center[d]);
@@ -99,18 +107,19 @@ __global__ void __launch_bounds__(kMostThreads)
 // `scratch` holds the distances, [B, N]; null where shared memory does.
 template <class T>
 __global__ void __launch_bounds__(kMostThreads)
-    sample_memory(const Points<T> points, const Problem p, float* scratch, int64_t* out) {
+    sample_memory(const Points<T> clouds, const Problem p, float* scratch, int64_t* out) {
   PYOPS_DYNAMIC_SHARED(float, shared);
   __shared__ Pick of_warps[2][kMostWarps];
   __shared__ float center[kMostDims];
   const int64_t b = blockIdx.x, length = p.length(b), start = p.start.at(b);
+  const Points<T> points = cloud_of(clouds, b);
   int64_t* const to = out + b * p.samples;
   float* const nearest = scratch ? scratch + b * p.points : shared;
   Pick best{0, 0};
   for (int64_t i = threadIdx.x; i < length; i += blockDim.x) {
     bool candidate = true;
     for (int64_t d = 0; d < p.dims; ++d) {
-      const float x = coordinate(points, b, i, d);
+      const float x = coordinate(points, i, d);
       candidate = candidate && x == x;
     }
     nearest[i] = candidate ? INFINITY : -1.f;
@@ -122,7 +131,7 @@ __global__ void __launch_bounds__(kMostThreads)
     if (!best.some()) return fill_rest(to, sample, p.samples);
     const int64_t chosen = best.index();
     if (threadIdx.x == 0) to[sample] = chosen;
-    if (threadIdx.x < p.dims) center[threadIdx.x] = coordinate(points, b, chosen, threadIdx.x);
+    if (threadIdx.x < p.dims) center[threadIdx.x] = coordinate(points, chosen, threadIdx.x);
     __syncthreads();
     float farthest = -1.f;
     int64_t at = 0;
@@ -130,7 +139,7 @@ __global__ void __launch_bounds__(kMostThreads)
       float known = nearest[i];
       if (known < 0.f) continue;
       float square = 0.f;
-      for (int64_t d = 0; d < p.dims; ++d) square = add_square(square, coordinate(points, b, i, d) - center[d]);
+      for (int64_t d = 0; d < p.dims; ++d) square = add_square(square, coordinate(points, i, d) - center[d]);
       known = i == chosen ? -1.f : nearer(square, known);
       nearest[i] = known;
       if (known > farthest) farthest = known, at = i;

@@ -9,8 +9,8 @@ namespace pyops::gather {
 struct Problem {
   int64_t batch, points, channels, queries, each;
 
-  int64_t entries() const { return queries * each; }  // of a cloud
-  int64_t rows() const { return batch * queries; }
+  PYOPS_HD int64_t entries() const { return queries * each; }  // of a cloud
+  PYOPS_HD int64_t rows() const { return batch * queries; }
 };
 
 // Everything that is no place in the cloud, -1 above all, stands for a row of zeros.

@@ -254,12 +254,28 @@ def _double_backward_blend(ctx, *upstream):
     return to_grad, to_values, None, to_weights, None, None
 
 
-for _name, _known in {
-    "gather_points": (_fake, _save, _backward),
-    "gather_points_backward": (_fake_backward, _save_backward, _double_backward),
-    "blend_points": (_fake_blend, _save_blend, _backward_blend),
-    "blend_points_backward": (_fake_backward_blend, _save_backward_blend, _double_backward_blend),
-}.items():
-    _op.declare(
-        _name, stem="gather", fake=_known[0], setup_context=_known[1], backward=_known[2], batched=True
-    )
+_op.declare("gather_points", stem="gather", fake=_fake, setup_context=_save, backward=_backward, batched=True)
+_op.declare(
+    "gather_points_backward",
+    stem="gather",
+    fake=_fake_backward,
+    setup_context=_save_backward,
+    backward=_double_backward,
+    batched=True,
+)
+_op.declare(
+    "blend_points",
+    stem="gather",
+    fake=_fake_blend,
+    setup_context=_save_blend,
+    backward=_backward_blend,
+    batched=True,
+)
+_op.declare(
+    "blend_points_backward",
+    stem="gather",
+    fake=_fake_backward_blend,
+    setup_context=_save_backward_blend,
+    backward=_double_backward_blend,
+    batched=True,
+)

@@ -51,7 +51,7 @@ def sum_kernel(grad, weights, order, starts, sizes, each, out, CHANNELS: tl.cons
     """A point: the rows of the gradient from which its entries come, in their order."""
     row = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
-    queries, points, channels = sizes
+    queries, channels = sizes
     mask = channel < channels
     total = tl.zeros((CHANNELS,), tl.float32)
     for i in range(tl.load(starts + row), tl.load(starts + row + 1)):
@@ -132,7 +132,7 @@ def _scatter(grad: Tensor, indices: Tensor, weights: Tensor | None, each: int, p
     block = _blocks(channels)
     with torch.cuda.device_of(grad):
         sum_kernel[(batch * points, triton.cdiv(channels, block))](
-            _view(grad), weights, order, starts, (queries, points, channels), each, out, block
+            _view(grad), weights, order, starts, (queries, channels), each, out, block
         )
     return out
 

@@ -171,9 +171,7 @@ def test_far_from_the_origin():
     """Differences before squares: what is added to all points changes nothing."""
     points = (cloud(1, 1000, 3) * 2**10).round() / 2**10
     moved = points + torch.tensor([128.0, 256, 32])
-    assert torch.equal(
-        pyops.farthest_point_sample(points, 100), pyops.farthest_point_sample(moved, 100)
-    )
+    assert torch.equal(pyops.farthest_point_sample(points, 100), pyops.farthest_point_sample(moved, 100))
 
 
 def test_covers():
