@@ -34,7 +34,7 @@ def points_of(kind, count, dims):
     if kind == "lattice":
         return torch.randint(0, 9, (count, dims), generator=generator).float()
     if kind == "offset":
-        return uniform + torch.tensor([100.0, 200, 30, 5, 6, 7, 8, 9])[:dims]
+        return uniform + torch.tensor([100.0, 200, 30] * 4)[:dims]
     uniform[::5], uniform[1::7], uniform[2::11, 0] = math.nan, math.inf, -math.inf
     return uniform
 

@@ -1,5 +1,5 @@
-"""What is special to the CUDA kernels: tiles of points, parts of dimensions, networks in registers and in shared memory,
-segments longer than a warp, the order of threads."""
+"""What is special to the CUDA kernels: tiles of points, parts of dimensions, networks in registers and in shared
+memory, segments longer than a warp, the order of threads."""
 
 from __future__ import annotations
 
