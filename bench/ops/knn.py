@@ -52,7 +52,9 @@ class Knn(Case):
         query, points = (
             torch.rand(self.batch, n, self.dims, generator=generator) for n in (self.queries, self.points)
         )
-        if self.queries == self.points and self.dims <= 8 and not self.overhead:  # every point's own neighbours
+        if (
+            self.queries == self.points and self.dims <= 8 and not self.overhead
+        ):  # every point's own neighbours
             query = points.clone()
         if self.offset:
             query, points = (t + torch.tensor([100.0, 200, 30]) for t in (query, points))

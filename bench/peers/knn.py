@@ -23,8 +23,8 @@ def _few_dimensions(case: Knn) -> bool:
 def cloud_by_cloud(search, query: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Squared distances and indices by a library that knows no batches."""
     found = [search(q, p, k) for q, p in zip(query.numpy(), points.numpy(), strict=True)]
-    squared, indices = zip(*found, strict=True)
-    return tuple(torch.stack([torch.as_tensor(t) for t in side]) for side in (squared, indices))
+    squared, indices = (torch.stack([torch.as_tensor(f[side]) for f in found]) for side in (0, 1))
+    return squared, indices
 
 
 @PEERS.peer("torch.cdist, topk", stock=True)
