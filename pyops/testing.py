@@ -357,6 +357,15 @@ def _interpolation_samples() -> list[Inputs]:
     return [dict(query=query, points=points, values=values)]
 
 
+def _point_samples(op: str) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(2, count, 3, generator=generator) for count in (40, 700))
+    if op == "chamfer_distance":
+        return [dict(x=x, y=y)]
+    inputs = dict(query=x, points=y, k=5)
+    return [dict(inputs, radius=0.5)] if op == "ball_query" else [inputs]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
@@ -382,6 +391,9 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "disparity_warp": _warp_samples,
     "constant_highpass": lambda: [dict(features=torch.linspace(-9, 9, 2400).sin().view(2, 6, 10, 20))],
     "camp_conv": _camp_samples,
+    "knn": lambda: _point_samples("knn"),
+    "ball_query": lambda: _point_samples("ball_query"),
+    "chamfer_distance": lambda: _point_samples("chamfer_distance"),
     "separable_grid_sample": lambda: _sampling_samples(0),
     "adaptive_grid_sample": lambda: _sampling_samples(1),
     "inverse_vertices": lambda: [dict(vertices=torch.linspace(-1, 1, 9).mul(1.57).sin(), size=30)],
@@ -421,8 +433,9 @@ def _results(function: Callable[..., Any], inputs: Inputs) -> list[Tensor]:
     found = [found] if isinstance(found, Tensor) else list(found)
     if not leaves or not any(t.requires_grad for t in found):
         return found
-    upstream = [torch.linspace(-1, 1, t.numel(), device=t.device).view(t.shape) for t in found]
-    return [*(t.detach() for t in found), *torch.autograd.grad(found, leaves, upstream)]
+    smooth = [t for t in found if t.requires_grad]
+    upstream = [torch.linspace(-1, 1, t.numel(), device=t.device).view(t.shape) for t in smooth]
+    return [*(t.detach() for t in found), *torch.autograd.grad(smooth, leaves, upstream)]
 
 
 def _check(function: Callable[..., Tensor], op: str, samples: list[Inputs], device: str) -> Check:

@@ -23,6 +23,7 @@ from bench.ops.disparity import Upsample, Warp  # noqa: E402
 from bench.ops.fps import Fps  # noqa: E402
 from bench.ops.gather import Gather, Interpolate  # noqa: E402
 from bench.ops.groupwise import Groupwise  # noqa: E402
+from bench.ops.knn import Knn  # noqa: E402
 from bench.ops.local_correlation import LocalCorrelation  # noqa: E402
 from bench.ops.lookup import Lookup  # noqa: E402
 from bench.ops.modulation import MULTIPLY_ADDS, Modulation  # noqa: E402
@@ -35,6 +36,7 @@ from bench.peers import disparity as disparity_peers  # noqa: E402
 from bench.peers import fps as fps_peers  # noqa: E402
 from bench.peers import gather as gather_peers  # noqa: E402
 from bench.peers import groupwise as groupwise_peers  # noqa: E402
+from bench.peers import knn as knn_peers  # noqa: E402
 from bench.peers import local_correlation as local_correlation_peers  # noqa: E402
 from bench.peers import lookup as lookup_peers  # noqa: E402
 from bench.peers import modulation as modulation_peers  # noqa: E402
@@ -355,6 +357,37 @@ def test_motif_finds_out_other_work(case):
     for i in range(1, len(expected)):
         left_out = [torch.zeros_like(t) if i == k else t for k, t in enumerate(expected)]
         assert not matches(case, left_out, expected)
+
+
+NEIGHBOURS = [
+    Knn(batch=2, queries=30, points=70, k=5),
+    Knn(queries=60, points=60, k=5, offset=True),
+    Knn(batch=2, queries=30, points=70, k=5, backward=True),
+    Knn(queries=20, points=40, dims=40, k=2, dtype=torch.float16),
+    Knn(queries=1, points=1, k=1, overhead=True),
+]
+
+
+@pytest.mark.parametrize("case", NEIGHBOURS, ids=lambda case: case.name)
+def test_knn_contestants_agree(case):
+    found = disagreeing(case, knn_peers.PEERS)
+    assert found == (["torch.cdist by products, topk", "faiss flat"][: len(found)] if case.offset else [])
+
+
+def test_knn_finds_out_other_work():
+    """Neighbours of lower rank, those of another cloud, a distance that is not theirs."""
+    case = NEIGHBOURS[0]
+    x = case.inputs(CPU)
+    expected, result = case.reference(x), knn_peers.nearest(x["query"], x["points"], 6)
+    right = [t[..., :5] for t in result]
+    assert matches(case, case.checked(x, *right), expected)
+    for wrong in (
+        [t[..., 1:] for t in result],
+        [right[0], right[1].flip(0)],
+        [right[0] * 1.01, right[1]],
+        [right[0], right[1].roll(1, 1)],
+    ):
+        assert not matches(case, case.checked(x, *wrong), expected)
 
 
 def test_logits_keep_off_the_pixels():

@@ -56,6 +56,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& points, in
   dispatch_floating(query.scalar_type(), "query", [&](auto zero) {
     using T = decltype(zero);
     const Search<T> search{p, query, points, queries, counts, Arithmetic<T>(limit), {p, distances, indices}};
+    // The one place where searches part: clouds of few dimensions, and all others.
     if (wants_tree(p)) search_trees(search);
     else search_rows(search);
   });

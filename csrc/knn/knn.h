@@ -18,8 +18,14 @@ constexpr int64_t kMostNeighbours = 1024;
 constexpr int64_t kMostPoints = int64_t(1) << 31;  // of a cloud: indices have 32 bits inside
 
 // A product that no addition is fused with.
+#if defined(__CUDACC__)
+__host__ __device__ __forceinline__ float square(float v) {
 #if defined(__CUDA_ARCH__)
-__device__ __forceinline__ float square(float v) { return __fmul_rn(v, v); }
+  return __fmul_rn(v, v);
+#else
+  return v * v;
+#endif
+}
 #elif defined(__clang__)
 template <class V>
 PYOPS_HD V square(V v) {

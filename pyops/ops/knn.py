@@ -175,11 +175,17 @@ def chamfer_distance(
     _validate_lengths("y_lengths", y_lengths, y, "y")
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
-    there = torch.ops.pyops.knn(x, y, 1, x_lengths, y_lengths, math.inf)
-    back = torch.ops.pyops.knn(y, x, 1, y_lengths, x_lengths, math.inf)
-    total = sum(
-        mean_found(distances.squeeze(-1), indices.squeeze(-1)) for distances, indices in (there, back)
+    there, back = (
+        torch.ops.pyops.knn(own, other, 1, own_lengths, other_lengths, math.inf)
+        for own, other, own_lengths, other_lengths in (
+            (x, y, x_lengths, y_lengths),
+            (y, x, y_lengths, x_lengths),
+        )
     )
+    first, second = (
+        mean_found(squared.squeeze(-1), indices.squeeze(-1)) for squared, indices in (there, back)
+    )
+    total = first + second
     if reduction == "none":
         return total
     return total.mean() if reduction == "mean" else total.sum()
