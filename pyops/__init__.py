@@ -5,7 +5,10 @@ from ._native import __version__, build_info
 from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
+from .ops.fps import farthest_point_sample
+from .ops.gather import blend_points, gather_points, three_interpolate
 from .ops.groupwise import groupwise_correlation
+from .ops.knn import Neighbors, ball_query, chamfer_distance, knn
 from .ops.local_correlation import local_correlation
 from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
@@ -15,10 +18,14 @@ from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_verti
 
 __all__ = [
     "ModulationWeights",
+    "Neighbors",
     "__version__",
     "adaptive_grid_sample",
+    "ball_query",
+    "blend_points",
     "build_info",
     "camp_conv",
+    "chamfer_distance",
     "constant_highpass",
     "context_upsample",
     "corr1d_lookup",
@@ -28,12 +35,15 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "farthest_point_sample",
     "fuse_luts",
+    "gather_points",
     "geometry_lookup",
     "groupwise_correlation",
     "identity_lut",
     "interval_vertices",
     "inverse_vertices",
+    "knn",
     "local_correlation",
     "lut3d",
     "lut_monotonicity",
@@ -41,4 +51,5 @@ __all__ = [
     "reference",
     "relation_aware_modulation",
     "separable_grid_sample",
+    "three_interpolate",
 ]

@@ -73,6 +73,8 @@ def gradients(
     function: Callable[..., Tensor], inputs: Inputs, names: Sequence[str], upstream: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Result of `function` and gradients of `(result * upstream).sum()` to the inputs called `names`."""
+    if not names:
+        return function(**inputs), {}
     leaves = {name: inputs[name].detach().requires_grad_() for name in names}
     result = function(**{**inputs, **leaves})
     found = torch.autograd.grad(result, list(leaves.values()), upstream.to(result))
@@ -336,6 +338,34 @@ def _corr2d_samples(pyramid: bool, lookup: bool) -> list[Inputs]:
     return [dict(inputs, coords=coords, radius=4)] if lookup else [inputs]
 
 
+def _fps_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = dict(points=torch.rand(2, 1000, 3, generator=generator), m=200)
+    return [inputs, dict(inputs, lengths=torch.tensor([900, 100]), start=torch.tensor([5, 7]))]
+
+
+def _gather_samples(weighted: bool) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.randint(-1, 50, (2, 80, 3), generator=generator)
+    inputs = dict(values=torch.randn(2, 50, 9, generator=generator), indices=indices)
+    return [dict(inputs, weights=torch.rand(2, 80, 3, generator=generator)) if weighted else inputs]
+
+
+def _interpolation_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    query, points, values = (torch.rand(2, n, c, generator=generator) for n, c in ((80, 3), (50, 3), (50, 9)))
+    return [dict(query=query, points=points, values=values)]
+
+
+def _point_samples(op: str) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(2, count, 3, generator=generator) for count in (40, 700))
+    if op == "chamfer_distance":
+        return [dict(x=x, y=y)]
+    inputs = dict(query=x, points=y, k=5)
+    return [dict(inputs, radius=0.5)] if op == "ball_query" else [inputs]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
@@ -348,6 +378,10 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "corr2d_pyramid": lambda: _corr2d_samples(True, False),
     "corr2d_lookup": lambda: _corr2d_samples(False, True),
     "corr2d_lookup_on_demand": lambda: _corr2d_samples(True, True),
+    "farthest_point_sample": _fps_samples,
+    "gather_points": lambda: _gather_samples(False),
+    "blend_points": lambda: _gather_samples(True),
+    "three_interpolate": _interpolation_samples,
     "geometry_lookup": lambda: _lookup_samples(True),
     "groupwise_correlation": _groupwise_samples,
     "local_correlation": _local_correlation_samples,
@@ -357,6 +391,9 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "disparity_warp": _warp_samples,
     "constant_highpass": lambda: [dict(features=torch.linspace(-9, 9, 2400).sin().view(2, 6, 10, 20))],
     "camp_conv": _camp_samples,
+    "knn": lambda: _point_samples("knn"),
+    "ball_query": lambda: _point_samples("ball_query"),
+    "chamfer_distance": lambda: _point_samples("chamfer_distance"),
     "separable_grid_sample": lambda: _sampling_samples(0),
     "adaptive_grid_sample": lambda: _sampling_samples(1),
     "inverse_vertices": lambda: [dict(vertices=torch.linspace(-1, 1, 9).mul(1.57).sin(), size=30)],
@@ -387,17 +424,18 @@ def _results(function: Callable[..., Any], inputs: Inputs) -> list[Tensor]:
     def leaf(value: Any) -> Any:
         if isinstance(value, list):
             return [leaf(v) for v in value]
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         leaves.append(value.detach().requires_grad_())
         return leaves[-1]
 
     found = function(**{name: leaf(value) for name, value in inputs.items()})
     found = [found] if isinstance(found, Tensor) else list(found)
-    if not leaves:
+    if not leaves or not any(t.requires_grad for t in found):
         return found
-    upstream = [torch.linspace(-1, 1, t.numel(), device=t.device).view(t.shape) for t in found]
-    return [*(t.detach() for t in found), *torch.autograd.grad(found, leaves, upstream)]
+    smooth = [t for t in found if t.requires_grad]
+    upstream = [torch.linspace(-1, 1, t.numel(), device=t.device).view(t.shape) for t in smooth]
+    return [*(t.detach() for t in found), *torch.autograd.grad(smooth, leaves, upstream)]
 
 
 def _check(function: Callable[..., Tensor], op: str, samples: list[Inputs], device: str) -> Check:

@@ -20,7 +20,10 @@ from bench.models.cotf import SMALL_FLOPS, WEIGHT_BYTES, CoTF  # noqa: E402
 from bench.ops.corr1d import Corr1d  # noqa: E402
 from bench.ops.corr2d import Corr2d  # noqa: E402
 from bench.ops.disparity import Upsample, Warp  # noqa: E402
+from bench.ops.fps import Fps  # noqa: E402
+from bench.ops.gather import Gather, Interpolate  # noqa: E402
 from bench.ops.groupwise import Groupwise  # noqa: E402
+from bench.ops.knn import Knn  # noqa: E402
 from bench.ops.local_correlation import LocalCorrelation  # noqa: E402
 from bench.ops.lookup import Lookup  # noqa: E402
 from bench.ops.modulation import MULTIPLY_ADDS, Modulation  # noqa: E402
@@ -30,7 +33,10 @@ from bench.peers import corr1d as corr1d_peers  # noqa: E402
 from bench.peers import corr2d as corr2d_peers  # noqa: E402
 from bench.peers import cotf as cotf_peers  # noqa: E402
 from bench.peers import disparity as disparity_peers  # noqa: E402
+from bench.peers import fps as fps_peers  # noqa: E402
+from bench.peers import gather as gather_peers  # noqa: E402
 from bench.peers import groupwise as groupwise_peers  # noqa: E402
+from bench.peers import knn as knn_peers  # noqa: E402
 from bench.peers import local_correlation as local_correlation_peers  # noqa: E402
 from bench.peers import lookup as lookup_peers  # noqa: E402
 from bench.peers import modulation as modulation_peers  # noqa: E402
@@ -147,6 +153,35 @@ def test_groupwise_finds_out_other_work(changes):
     if case.backward:
         assert not matches(case, [expected[0], torch.zeros_like(expected[1]), expected[2]], expected)
         assert not matches(case, [expected[0], expected[1], expected[2] * 1.01], expected)
+
+
+SAMPLES = Fps(points=150, samples=40, batch=2)
+GATHERED = Gather(points=30, queries=9, neighbours=4, channels=5, batch=2)
+INTERPOLATED = Interpolate(points=30, queries=50, channels=5, batch=2)
+
+
+@pytest.mark.parametrize("changes", ({}, {"dims": 5}, {"dtype": torch.float16}), ids=str)
+def test_fps_contestants_agree(changes):
+    case = replace(SAMPLES, **changes)
+    assert disagreeing(case, fps_peers.PEERS) == []
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    for other in (x["points"].flip(1), x["points"] * torch.tensor([3.0] + [1.0] * (case.dims - 1))):
+        assert not matches(case, fps_peers.loop(other.to(case.dtype), case.samples), expected)
+
+
+@pytest.mark.parametrize("backward", (False, True))
+@pytest.mark.parametrize("case", (GATHERED, INTERPOLATED), ids=("gather", "interpolate"))
+def test_gather_contestants_agree(case, backward):
+    case = replace(case, backward=backward)
+    assert disagreeing(case, gather_peers.PEERS) == []
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    function = gather_peers.expanded if isinstance(case, Gather) else gather_peers.searched
+    other = {**x, "values": x["values"].roll(1, 1)}
+    assert not matches(case, case.task(function, other)(), expected)
+    if backward:
+        assert not matches(case, [expected[0], expected[1] * 1.01], expected)
 
 
 COSTS = Lookup(shape=(5, 23), disparities=12, channels=3, levels=2, radius=2)
@@ -322,6 +357,37 @@ def test_motif_finds_out_other_work(case):
     for i in range(1, len(expected)):
         left_out = [torch.zeros_like(t) if i == k else t for k, t in enumerate(expected)]
         assert not matches(case, left_out, expected)
+
+
+NEIGHBOURS = [
+    Knn(batch=2, queries=30, points=70, k=5),
+    Knn(queries=60, points=60, k=5, offset=True),
+    Knn(batch=2, queries=30, points=70, k=5, backward=True),
+    Knn(queries=20, points=40, dims=40, k=2, dtype=torch.float16),
+    Knn(queries=1, points=1, k=1, overhead=True),
+]
+
+
+@pytest.mark.parametrize("case", NEIGHBOURS, ids=lambda case: case.name)
+def test_knn_contestants_agree(case):
+    found = disagreeing(case, knn_peers.PEERS)
+    assert found == (["torch.cdist by products, topk", "faiss flat"][: len(found)] if case.offset else [])
+
+
+def test_knn_finds_out_other_work():
+    """Neighbours of lower rank, those of another cloud, a distance that is not theirs."""
+    case = NEIGHBOURS[0]
+    x = case.inputs(CPU)
+    expected, result = case.reference(x), knn_peers.nearest(x["query"], x["points"], 6)
+    right = [t[..., :5] for t in result]
+    assert matches(case, case.checked(x, *right), expected)
+    for wrong in (
+        [t[..., 1:] for t in result],
+        [right[0], right[1].flip(0)],
+        [right[0] * 1.01, right[1]],
+        [right[0], right[1].roll(1, 1)],
+    ):
+        assert not matches(case, case.checked(x, *wrong), expected)
 
 
 def test_logits_keep_off_the_pixels():

@@ -6,7 +6,10 @@ Same names and signatures as :mod:`pyops`, so a model built with ``ops=pyops.ref
 from .corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .disparity import context_upsample, disparity_warp
+from .fps import farthest_point_sample
+from .gather import blend_points, gather_points, three_interpolate
 from .groupwise import groupwise_correlation
+from .knn import Neighbors, ball_query, chamfer_distance, knn
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
@@ -15,8 +18,12 @@ from .motif import camp_conv, constant_highpass
 from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
 
 __all__ = [
+    "Neighbors",
     "adaptive_grid_sample",
+    "ball_query",
+    "blend_points",
     "camp_conv",
+    "chamfer_distance",
     "constant_highpass",
     "context_upsample",
     "corr1d_lookup",
@@ -26,16 +33,20 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "farthest_point_sample",
     "fuse_luts",
+    "gather_points",
     "geometry_lookup",
     "groupwise_correlation",
     "identity_lut",
     "interval_vertices",
     "inverse_vertices",
+    "knn",
     "local_correlation",
     "lut3d",
     "lut_monotonicity",
     "lut_smoothness",
     "relation_aware_modulation",
     "separable_grid_sample",
+    "three_interpolate",
 ]
