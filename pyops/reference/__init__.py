@@ -13,9 +13,11 @@ from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothn
 from .modulation import relation_aware_modulation
 from .motif import camp_conv, constant_highpass
 from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
+from .tpatches import bidirectional_tpatches, extract_tpatches
 
 __all__ = [
     "adaptive_grid_sample",
+    "bidirectional_tpatches",
     "camp_conv",
     "constant_highpass",
     "context_upsample",
@@ -26,6 +28,7 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "extract_tpatches",
     "fuse_luts",
     "geometry_lookup",
     "groupwise_correlation",
