@@ -6,6 +6,7 @@ from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
 from .ops.groupwise import groupwise_correlation
+from .ops.knn import Neighbors, ball_query, chamfer_distance, knn
 from .ops.local_correlation import local_correlation
 from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
@@ -20,8 +21,13 @@ __all__ = [
     "__version__",
     "adaptive_grid_sample",
     "bidirectional_tpatches",
+    "Neighbors",
+    "__version__",
+    "adaptive_grid_sample",
+    "ball_query",
     "build_info",
     "camp_conv",
+    "chamfer_distance",
     "constant_highpass",
     "context_upsample",
     "corr1d_lookup",
@@ -38,6 +44,7 @@ __all__ = [
     "identity_lut",
     "interval_vertices",
     "inverse_vertices",
+    "knn",
     "local_correlation",
     "lut3d",
     "lut_monotonicity",

@@ -7,6 +7,7 @@ from .corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .disparity import context_upsample, disparity_warp
 from .groupwise import groupwise_correlation
+from .knn import Neighbors, ball_query, chamfer_distance, knn
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
@@ -16,9 +17,12 @@ from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices,
 from .tpatches import bidirectional_tpatches, extract_tpatches
 
 __all__ = [
+    "Neighbors",
     "adaptive_grid_sample",
     "bidirectional_tpatches",
+    "ball_query",
     "camp_conv",
+    "chamfer_distance",
     "constant_highpass",
     "context_upsample",
     "corr1d_lookup",
@@ -35,6 +39,7 @@ __all__ = [
     "identity_lut",
     "interval_vertices",
     "inverse_vertices",
+    "knn",
     "local_correlation",
     "lut3d",
     "lut_monotonicity",

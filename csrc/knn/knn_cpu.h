@@ -1,0 +1,79 @@
+// Clouds and results of nearest neighbours on a CPU, in the type of arithmetic.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <limits>
+
+#include "../common/pixel.h"
+#include "knn_args.h"
+#include "knn_rows.h"
+
+namespace pyops::knn {
+
+// Clouds as rows of coordinates: [B][D][stride], NaN behind the last point that counts.
+template <class A>
+struct Rows {
+  int64_t dims, stride;
+  std::vector<A> memory;
+
+  Rows(int64_t batch, int64_t points, int64_t dims)
+      : dims(dims), stride(rows::padded<A>(points)), memory(size_t(batch * dims * stride)) {}
+  A* of(int64_t b) { return memory.data() + b * dims * stride; }
+  const A* of(int64_t b) const { return memory.data() + b * dims * stride; }
+};
+
+template <class T, class A>
+void load_point(const Cloud<T>& cloud, int64_t b, int64_t i, int64_t dims, A* to) {
+  const T* const from = cloud.data + b * cloud.batch + i * cloud.point;
+  for (int64_t d = 0; d < dims; ++d) to[d] = decode<T, A>(from[d * cloud.dim]);
+}
+
+// Points [begin, end) of a cloud of which `count` count.
+template <class T, class A>
+void load_rows(const Cloud<T>& cloud, int64_t b, int64_t begin, int64_t end, int64_t count, int64_t dims,
+               int64_t stride, A* to) {
+  const T* const from = cloud.data + b * cloud.batch;
+  for (int64_t d = 0; d < dims; ++d)
+    for (int64_t i = begin; i < end; ++i)
+      to[d * stride + i] =
+          i < count ? decode<T, A>(from[i * cloud.point + d * cloud.dim]) : std::numeric_limits<A>::quiet_NaN();
+}
+
+// Where the neighbours of one query go: [k] each.
+template <class T>
+struct Row {
+  using A = Arithmetic<T>;
+  T* distances;
+  int64_t* indices;
+
+  void store(const Key<A>* keys, int64_t found, int64_t k) const {
+    for (int64_t i = 0; i < found; ++i) {
+      distances[i] = encode<T, A>(distance_of<A>(keys[i]));
+      indices[i] = int64_t(index_of<A>(keys[i]));
+    }
+    for (int64_t i = found; i < k; ++i) {
+      distances[i] = encode<T, A>(std::numeric_limits<A>::infinity());
+      indices[i] = -1;
+    }
+  }
+};
+
+template <class T>
+struct Results {
+  T* distances;
+  int64_t* indices;
+  int64_t queries, k;
+
+  Results(const Problem& p, const Tensor& distances, const Tensor& indices)
+      : distances(static_cast<T*>(distances.mutable_data_ptr())),
+        indices(indices.mutable_data_ptr<int64_t>()),
+        queries(p.queries),
+        k(p.k) {}
+  Row<T> of(int64_t b, int64_t m) const {
+    const int64_t at = (b * queries + m) * k;
+    return {distances + at, indices + at};
+  }
+};
+
+}  // namespace pyops::knn
