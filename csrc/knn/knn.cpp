@@ -24,20 +24,11 @@ PYOPS_NEAREST(double)
 
 // Every query looks at every point.
 template <class T>
-void search_rows(const Problem& p, const Tensor& query, const Tensor& points, const Counts& queries,
-                 const Counts& counts, double limit, const Results<T>& results) {
+void search_rows(const Search<T>& s) {
   using A = Arithmetic<T>;
-  const auto from = cloud_of<const T>(points), asked = cloud_of<const T>(query);
-  Rows<A> clouds(p.batch, p.points, p.dims);
-  constexpr int64_t kPart = 1024;  // points
-  const int64_t parts = ceil_div(clouds.stride, kPart);
-  parallel_for(0, p.batch * parts, std::max<int64_t>(1, kGrain / (kPart * p.dims)), [&](int64_t i, int64_t end) {
-    for (; i < end; ++i) {
-      const int64_t b = i / parts, begin = i % parts * kPart;
-      load_rows(from, b, begin, std::min(begin + kPart, clouds.stride), counts.of(b), p.dims, clouds.stride,
-                clouds.of(b));
-    }
-  });
+  const Problem& p = s.p;
+  const auto asked = cloud_of<const T>(s.query);
+  const Rows<A> clouds = rows_of(s);
   const int64_t work = std::max<int64_t>(1, p.points * p.dims);
   parallel_for(0, p.batch * p.queries, std::max<int64_t>(1, kGrain / work), [&](int64_t i, int64_t end) {
     rows::Scratch<A> scratch(p.points, p.k);
@@ -45,11 +36,11 @@ void search_rows(const Problem& p, const Tensor& query, const Tensor& points, co
     for (; i < end; ++i) {
       const int64_t b = i / p.queries, m = i % p.queries;
       int64_t found = 0;
-      if (m < queries.of(b)) {
+      if (m < s.queries.of(b)) {
         load_point(asked, b, m, p.dims, at.data());
-        found = nearest(clouds.of(b), clouds.stride, counts.of(b), p.dims, at.data(), p.k, A(limit), scratch);
+        found = nearest(clouds.of(b), clouds.stride, s.counts.of(b), p.dims, at.data(), p.k, s.limit, scratch);
       }
-      results.of(b, m).store(scratch.keys.data(), found, p.k);
+      s.results.of(b, m).store(scratch.keys.data(), found, p.k);
     }
   });
 }
@@ -64,8 +55,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& points, in
   const Counts queries = counts_of(query_lengths, p.queries), counts = counts_of(lengths, p.points);
   dispatch_floating(query.scalar_type(), "query", [&](auto zero) {
     using T = decltype(zero);
-    const Results<T> results(p, distances, indices);
-    search_rows<T>(p, query, points, queries, counts, limit, results);
+    const Search<T> search{p, query, points, queries, counts, Arithmetic<T>(limit), {p, distances, indices}};
+    if (wants_tree(p)) search_trees(search);
+    else search_rows(search);
   });
   return {distances, indices};
 }

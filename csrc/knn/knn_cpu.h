@@ -76,4 +76,37 @@ struct Results {
   }
 };
 
+// What all ways to search take.
+template <class T>
+struct Search {
+  const Problem& p;
+  const Tensor &query, &points;
+  Counts queries, counts;
+  Arithmetic<T> limit;
+  Results<T> results;
+};
+
+// Packs all clouds, in parallel.
+template <class T>
+Rows<Arithmetic<T>> rows_of(const Search<T>& s) {
+  constexpr int64_t kPart = 1024;  // points
+  const Problem& p = s.p;
+  Rows<Arithmetic<T>> clouds(p.batch, p.points, p.dims);
+  const auto from = cloud_of<const T>(s.points);
+  const int64_t parts = ceil_div(clouds.stride, kPart);
+  torch::stable::parallel_for(0, p.batch * parts, 16, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      const int64_t b = i / parts, begin = i % parts * kPart;
+      load_rows(from, b, begin, std::min(begin + kPart, clouds.stride), s.counts.of(b), p.dims, clouds.stride,
+                clouds.of(b));
+    }
+  });
+  return clouds;
+}
+
+// Whether trees are worth their building, and the search in them.
+bool wants_tree(const Problem& p);
+template <class T>
+void search_trees(const Search<T>& s);
+
 }  // namespace pyops::knn
