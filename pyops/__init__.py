@@ -17,14 +17,12 @@ from .ops.tpatches import TPatches, bidirectional_tpatches, extract_tpatches
 
 __all__ = [
     "ModulationWeights",
+    "Neighbors",
     "TPatches",
     "__version__",
     "adaptive_grid_sample",
-    "bidirectional_tpatches",
-    "Neighbors",
-    "__version__",
-    "adaptive_grid_sample",
     "ball_query",
+    "bidirectional_tpatches",
     "build_info",
     "camp_conv",
     "chamfer_distance",

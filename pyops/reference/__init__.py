@@ -19,8 +19,8 @@ from .tpatches import bidirectional_tpatches, extract_tpatches
 __all__ = [
     "Neighbors",
     "adaptive_grid_sample",
-    "bidirectional_tpatches",
     "ball_query",
+    "bidirectional_tpatches",
     "camp_conv",
     "chamfer_distance",
     "constant_highpass",
