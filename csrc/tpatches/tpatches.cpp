@@ -3,8 +3,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "../common/pixel.h"
-#include "../knn/knn_rows.h"
 #include "tpatches_args.h"
+#include "tpatches_rows.h"
 
 namespace pyops::tpatches {
 namespace {
@@ -12,12 +12,23 @@ namespace {
 using torch::stable::parallel_for;
 
 constexpr int64_t kChains = 32;      // of a task
+constexpr double kAllowance = 1.4;   // of a guess over the last distance: usually enough, with few more points within
 constexpr int64_t kGrain = 1 << 15;  // distances, or points to turn, that are worth a thread
 
+// The `found` <= k nearest in scratch.keys; `guess` says within what distance they probably are, if that is known.
 #define PYOPS_NEAREST(A)                                                                                            \
-  PYOPS_MULTIVERSION int64_t nearest(const A* cloud, int64_t stride, int64_t n, const A* query, int64_t k, A limit, \
+  PYOPS_MULTIVERSION int64_t nearest(const A* frame, int64_t stride, int64_t n, const A* query, int64_t k, A guess, \
                                      knn::rows::Scratch<A>& scratch) {                                              \
-    return knn::rows::nearest<3, A>(cloud, stride, n, 3, query, k, limit, scratch);                                 \
+    const A infinity = std::numeric_limits<A>::infinity();                                                          \
+    if (guess < infinity && k <= rows::kMostWithin / 2) {                                                           \
+      const int64_t found =                                                                                         \
+          rows::within<A>(frame, stride, n, query, guess, scratch.distances.data(), scratch.keys.data());           \
+      if (found >= k && found <= rows::kMostWithin) {                                                               \
+        rows::sort_keys<A>(scratch.keys.data(), found, k);                                                          \
+        return k;                                                                                                   \
+      }                                                                                                             \
+    }                                                                                                               \
+    return knn::rows::nearest<3, A>(frame, stride, n, 3, query, k, infinity, scratch);                              \
   }
 PYOPS_NEAREST(float)
 PYOPS_NEAREST(double)
@@ -92,6 +103,7 @@ void walk(const Problem& p, const Tensor& points_tensor, const Tensor& queries_t
   const Frames<T> frames(p, points, lengths);
   const Writer<T> to(p, results);
   const A limit = A(p.radius * p.radius), none = std::numeric_limits<A>::quiet_NaN();
+  const A infinity = std::numeric_limits<A>::infinity();
   const int64_t most = std::min(p.k, std::max<int64_t>(1, p.points));
   const int64_t ahead = ceil_div(p.forward, kChains), tasks = ahead + ceil_div(p.backward(), kChains);
   const int64_t work = kChains * p.frames * std::max<int64_t>(1, p.points);
@@ -102,7 +114,8 @@ void walk(const Problem& p, const Tensor& points_tensor, const Tensor& queries_t
       const bool back = task >= ahead;
       const int64_t begin = back ? p.forward + (task - ahead) * kChains : task * kChains;
       const int64_t count = std::min(kChains, (back ? p.queries : p.forward) - begin);
-      A query[kChains][3];
+      A query[kChains][3], guess[kChains];
+      std::fill(guess, guess + count, infinity);
       for (int64_t step = 0; step < p.frames; ++step) {
         const int64_t t = back ? p.frames - 1 - step : step, n = count_of(lengths, b, t, p.points);
         const A* const frame = frames.at(b, t);
@@ -113,8 +126,8 @@ void walk(const Problem& p, const Tensor& points_tensor, const Tensor& queries_t
             for (int64_t d = 0; d < 3; ++d) q[d] = start >= 0 && start < n ? frame[d * frames.stride + start] : none;
           }
           const int64_t at = (b * p.frames + t) * p.queries + begin + c;
-          const int64_t found =
-              n ? nearest(frame, frames.stride, n, q, most, std::numeric_limits<A>::infinity(), scratch) : 0;
+          const int64_t found = n ? nearest(frame, frames.stride, n, q, most, guess[c], scratch) : 0;
+          guess[c] = found < most ? infinity : knn::distance_of<A>(scratch.keys[most - 1]) * A(kAllowance);
           to.patch(at, scratch.keys.data(), found, limit);
           if (found)
             for (int64_t d = 0; d < 3; ++d) q[d] = frame[d * frames.stride + knn::index_of<A>(scratch.keys[0])];

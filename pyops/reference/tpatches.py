@@ -37,8 +37,9 @@ def extract_tpatches(
     cloud, radius = points.to(dtype), math.inf if max_radius is None else max_radius
     noise = None if noise is None else noise.to(dtype)
     if lengths is None:
-        lengths = torch.full((batch, frames), size, device=points.device)
-    exists = torch.arange(size, device=points.device) < lengths.view(batch, -1, 1).expand(batch, frames, 1)
+        lengths = torch.full((batch,), size, device=points.device)
+    lengths = lengths[:, None] if lengths.dim() == 1 else lengths
+    exists = torch.arange(size, device=points.device) < lengths[..., None].expand(batch, frames, 1)
     order = range(frames)[:: -1 if reverse else 1]
     query = _pick(cloud[:, order[0]], _known(query_indices, exists[:, order[0]]), math.nan) if order else None
     found = {}
