@@ -224,7 +224,7 @@ def _differentiable(
     found, neighbours = indices >= 0, _pick(clouds.flatten(0, 1), indices.flatten(0, 1), 0)
     neighbours = neighbours.unflatten(0, (batch, frames))
     parts = []
-    for part, first, back in ((slice(forward), 0, False), (slice(forward, None), frames - 1, True)):
+    for part, first, back in ((slice(forward), 0, False), (slice(forward, None), -1, True)):
         exists = torch.arange(size, device=points.device) < (size if lengths is None else lengths[:, first, None])
         start = _known(queries[:, part], exists.expand(batch, size))
         moves = None if jitter is None else jitter[:, :, part]

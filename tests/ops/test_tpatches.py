@@ -119,7 +119,7 @@ def case(name, field, function, definition, make, **more):
 
 # batch, frames, points, queries, k
 SHAPES = (2, 5, 70, 13, 8), (1, 2, 300, 40, 16), (3, 3, 9, 5, 9), (1, 4, 40, 3, 33), (1, 2, 1, 4, 1), (0, 2, 5, 3, 2)
-SMALL = (2, 2, 9, 4, 2), (3, 3, 12, 5, 2)
+SMALL = (2, 4, 9, 5, 6), (3, 5, 12, 7, 6)
 CASES = [
     case(
         "distances",
