@@ -5,6 +5,8 @@ from ._native import __version__, build_info
 from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
+from .ops.fps import farthest_point_sample
+from .ops.gather import blend_points, gather_points, three_interpolate
 from .ops.groupwise import groupwise_correlation
 from .ops.knn import Neighbors, ball_query, chamfer_distance, knn
 from .ops.local_correlation import local_correlation
@@ -23,6 +25,10 @@ __all__ = [
     "adaptive_grid_sample",
     "ball_query",
     "bidirectional_tpatches",
+    "__version__",
+    "adaptive_grid_sample",
+    "ball_query",
+    "blend_points",
     "build_info",
     "camp_conv",
     "chamfer_distance",
@@ -36,7 +42,9 @@ __all__ = [
     "corr2d_pyramid",
     "disparity_warp",
     "extract_tpatches",
+    "farthest_point_sample",
     "fuse_luts",
+    "gather_points",
     "geometry_lookup",
     "groupwise_correlation",
     "identity_lut",
@@ -50,4 +58,5 @@ __all__ = [
     "reference",
     "relation_aware_modulation",
     "separable_grid_sample",
+    "three_interpolate",
 ]

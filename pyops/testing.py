@@ -73,6 +73,8 @@ def gradients(
     function: Callable[..., Tensor], inputs: Inputs, names: Sequence[str], upstream: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Result of `function` and gradients of `(result * upstream).sum()` to the inputs called `names`."""
+    if not names:
+        return function(**inputs), {}
     leaves = {name: inputs[name].detach().requires_grad_() for name in names}
     result = function(**{**inputs, **leaves})
     found = torch.autograd.grad(result, list(leaves.values()), upstream.to(result))
@@ -336,6 +338,12 @@ def _corr2d_samples(pyramid: bool, lookup: bool) -> list[Inputs]:
     return [dict(inputs, coords=coords, radius=4)] if lookup else [inputs]
 
 
+def _fps_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = dict(points=torch.rand(2, 1000, 3, generator=generator), m=200)
+    return [inputs, dict(inputs, lengths=torch.tensor([900, 100]), start=torch.tensor([5, 7]))]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
@@ -348,6 +356,7 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "corr2d_pyramid": lambda: _corr2d_samples(True, False),
     "corr2d_lookup": lambda: _corr2d_samples(False, True),
     "corr2d_lookup_on_demand": lambda: _corr2d_samples(True, True),
+    "farthest_point_sample": _fps_samples,
     "geometry_lookup": lambda: _lookup_samples(True),
     "groupwise_correlation": _groupwise_samples,
     "local_correlation": _local_correlation_samples,
@@ -387,14 +396,14 @@ def _results(function: Callable[..., Any], inputs: Inputs) -> list[Tensor]:
     def leaf(value: Any) -> Any:
         if isinstance(value, list):
             return [leaf(v) for v in value]
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         leaves.append(value.detach().requires_grad_())
         return leaves[-1]
 
     found = function(**{name: leaf(value) for name, value in inputs.items()})
     found = [found] if isinstance(found, Tensor) else list(found)
-    if not leaves:
+    if not leaves or not any(t.requires_grad for t in found):
         return found
     upstream = [torch.linspace(-1, 1, t.numel(), device=t.device).view(t.shape) for t in found]
     return [*(t.detach() for t in found), *torch.autograd.grad(found, leaves, upstream)]

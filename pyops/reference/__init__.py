@@ -6,6 +6,8 @@ Same names and signatures as :mod:`pyops`, so a model built with ``ops=pyops.ref
 from .corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .disparity import context_upsample, disparity_warp
+from .fps import farthest_point_sample
+from .gather import blend_points, gather_points, three_interpolate
 from .groupwise import groupwise_correlation
 from .knn import Neighbors, ball_query, chamfer_distance, knn
 from .local_correlation import local_correlation
@@ -21,6 +23,7 @@ __all__ = [
     "adaptive_grid_sample",
     "ball_query",
     "bidirectional_tpatches",
+    "blend_points",
     "camp_conv",
     "chamfer_distance",
     "constant_highpass",
@@ -33,7 +36,9 @@ __all__ = [
     "corr2d_pyramid",
     "disparity_warp",
     "extract_tpatches",
+    "farthest_point_sample",
     "fuse_luts",
+    "gather_points",
     "geometry_lookup",
     "groupwise_correlation",
     "identity_lut",
@@ -46,4 +51,5 @@ __all__ = [
     "lut_smoothness",
     "relation_aware_modulation",
     "separable_grid_sample",
+    "three_interpolate",
 ]
