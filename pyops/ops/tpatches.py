@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _op
-from ..reference.tpatches import TPatches, _known, _pick
+from ..reference.tpatches import TPatches, _known
 from ._validate import _require_device, _require_float, _require_int
+from .gather import gather_points
 
 
 def extract_tpatches(
@@ -143,7 +144,7 @@ def _extract(
     constant = None if noise is None else noise.detach()
     found = torch.ops.pyops.extract_tpatches(points.detach(), queries, k, forward, constant, lengths, radius)
     patches = TPatches(*found)
-    if _op.wants_gradient(points) or (noise is not None and _op.wants_gradient(noise)):
+    if torch.is_grad_enabled() and any(t is not None and _op.wants_gradient(t) for t in (points, noise)):
         return _differentiable(points, queries, forward, noise, lengths, radius, patches.indices)
     return patches
 
@@ -217,20 +218,23 @@ def _differentiable(
     radius: float,
     indices: Tensor,
 ) -> TPatches:
-    """Distances and centres once more, from the indices that were found: these are constants, and no chain is walked."""
+    """Distances and centres once more, from the indices that were found: these are constants, no chain is walked."""
     dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
     batch, frames, size, _ = points.shape
     clouds, jitter = points.to(dtype), None if noise is None else noise.to(dtype)
-    found, neighbours = indices >= 0, _pick(clouds.flatten(0, 1), indices.flatten(0, 1), 0)
-    neighbours = neighbours.unflatten(0, (batch, frames))
+    found = indices >= 0
+    neighbours = gather_points(clouds.flatten(0, 1), indices.flatten(0, 1)).unflatten(0, (batch, frames))
     parts = []
     for part, first, back in ((slice(forward), 0, False), (slice(forward, None), -1, True)):
-        exists = torch.arange(size, device=points.device) < (size if lengths is None else lengths[:, first, None])
+        exists = torch.arange(size, device=points.device) < (
+            size if lengths is None else lengths[:, first, None]
+        )
         start = _known(queries[:, part], exists.expand(batch, size))
         moves = None if jitter is None else jitter[:, :, part]
         chain = (neighbours[:, :, part, 0], found[:, :, part, 0], moves)
         ordered = [t if t is None or not back else t.flip(1) for t in chain]
-        parts.append([t.flip(1) if back else t for t in _walk(_pick(clouds[:, first], start, math.nan), *ordered)])
+        query = gather_points(clouds[:, first], start).where((start >= 0)[..., None], math.nan)
+        parts.append([t.flip(1) if back else t for t in _walk(query, *ordered)])
     query, centers = (torch.cat(pair, 2) for pair in zip(*parts, strict=True))
     x, y, z = (neighbours - query[:, :, :, None]).where(found[..., None], 0).square().unbind(-1)
     distances = (x + y + z).where(found, math.inf)
@@ -249,12 +253,18 @@ def _walk(start: Tensor, nearest: Tensor, found: Tensor, noise: Tensor | None) -
     base = torch.cat([start[:, None], nearest], 1)
     steps = torch.arange(base.shape[1], device=base.device)[:, None]
     known = torch.cat([torch.ones_like(found[:, :1]), found], 1)
-    at = (known * steps).cummax(1).values[..., None].expand_as(base)
-    place = base.gather(1, at)
+    at = (known * steps).cummax(1).values.transpose(1, 2).flatten(0, 1)
+
+    def latest(t: Tensor) -> Tensor:
+        rows = gather_points(t.transpose(1, 2).flatten(0, 1), at)
+        return rows.unflatten(0, (t.shape[0], t.shape[2])).transpose(1, 2)
+
+    centers = latest(base)
     if noise is not None:
-        moved = torch.cat([torch.zeros_like(noise[:, :1]), torch.zeros_like(noise[:, :1]), noise[:, :-1]], 1).cumsum(1)
-        place = place + (moved - moved.gather(1, at))
-    centers = place[:, 1:]
+        nothing = torch.zeros_like(noise[:, :1])
+        moved = torch.cat([nothing, nothing, noise[:, :-1]], 1).cumsum(1)
+        centers = centers + (moved - latest(moved))
+    centers = centers[:, 1:]
     query = torch.cat([start[:, None], (centers if noise is None else centers + noise)[:, :-1]], 1)
     return query, centers
 

@@ -49,7 +49,9 @@ def extract_tpatches(
         query = center if noise is None else center + noise[:, t]
     if not found:
         shape = batch, 0, query_indices.shape[1], k
-        return TPatches(query_indices.new_empty(shape), points.new_empty(shape), points.new_empty(*shape[:3], 3))
+        return TPatches(
+            query_indices.new_empty(shape), points.new_empty(shape), points.new_empty(*shape[:3], 3)
+        )
     indices, *values = (torch.stack([found[t][i] for t in range(frames)], 1) for i in range(3))
     return TPatches(indices, *(v.to(points.dtype) for v in values))
 

@@ -1,8 +1,9 @@
 """tpatches for GPU users without a compiler: the chains of `csrc/tpatches/tpatches_args.h` in Triton, in one launch.
 
-A program takes some chains of one sequence and direction through all frames. A patch is found neighbour by neighbour: the
-next one is the nearest of the points behind the last, in the order of distance and index, so nothing need be kept. Tensors
-are given as (data, strides), or as (None,) where there are none. Distances are sums of rounded products, as everywhere.
+A program takes some chains of one sequence and direction through all frames. A patch is found neighbour by neighbour:
+the next one is the nearest of the points behind the last, in the order of distance and index, so nothing need be kept.
+Tensors are given as (data, strides), or as (None,) where there are none. Distances are sums of rounded products, as
+everywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def next_neighbour(points, b, t, count, query, last, last_index, CHAINS: tl.cons
         px, py, pz = place_of(points, b, t, i.to(tl.int64), i < count)
         dx, dy, dz = x[:, None] - px[None, :], y[:, None] - py[None, :], z[:, None] - pz[None, :]
         distance = dx * dx + dy * dy + dz * dz
-        behind = (distance > last[:, None]) | ((distance == last[:, None]) & (i[None, :] > last_index[:, None]))
+        behind = (distance > last[:, None]) | (
+            (distance == last[:, None]) & (i[None, :] > last_index[:, None])
+        )
         distance = tl.where(behind & (distance < float("inf")), distance, float("inf"))  # NaN too
         least = tl.min(distance, 1)
         at = tl.min(tl.where(distance == least[:, None], i[None, :], _NO_INDEX), 1)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 
 import contract
-import pytest
 import torch
-from torch.testing import assert_close
 
 import pyops
 from pyops import reference
@@ -41,7 +39,10 @@ def make_bidirectional(shape, dtype, device, generator):
     lengths = torch.randint(shape[4], shape[2] + 1, shape[:2], generator=generator).to(device)
     most = lengths[:, :1].minimum(lengths[:, -1:]) - 1
     return dict(
-        inputs, first_indices=queries[:, : shape[3] // 2].minimum(most), last_indices=queries[:, shape[3] // 2 :].minimum(most), lengths=lengths
+        inputs,
+        first_indices=queries[:, : shape[3] // 2].minimum(most),
+        last_indices=queries[:, shape[3] // 2 :].minimum(most),
+        lengths=lengths,
     )
 
 
@@ -118,7 +119,14 @@ def case(name, field, function, definition, make, **more):
 
 
 # batch, frames, points, queries, k
-SHAPES = (2, 5, 70, 13, 8), (1, 2, 300, 40, 16), (3, 3, 9, 5, 9), (1, 4, 40, 3, 33), (1, 2, 1, 4, 1), (0, 2, 5, 3, 2)
+SHAPES = (
+    (2, 5, 70, 13, 8),
+    (1, 2, 300, 40, 16),
+    (3, 3, 9, 5, 9),
+    (1, 4, 40, 3, 33),
+    (1, 2, 1, 4, 1),
+    (0, 2, 5, 3, 2),
+)
 SMALL = (2, 4, 9, 5, 6), (3, 5, 12, 7, 6)
 CASES = [
     case(
