@@ -1,4 +1,4 @@
-"""Motions of stick figures as sequences of point clouds: bodies of many sizes, points in another order in each frame."""
+"""Motions of stick figures as sequences of point clouds: bodies of many sizes, points in another order each time."""
 
 from __future__ import annotations
 

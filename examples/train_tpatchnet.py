@@ -1,10 +1,10 @@
-"""Teaches TPatchNet the motions of stick figures, and what it would be worth without patches that follow the body.
+"""Teaches TPatchNet the motions of stick figures, and compares it with patches that do not follow the body.
 
     python examples/train_tpatchnet.py --minutes 8 --out actions
 
-Trains the network on t-patches, then the same one on patches of single frames, on motions of bodies that are made as
-it goes (see action_sequences.py); prints for each how many frames of motions it has not seen it gets right, and which
-actions it takes for which. Writes tpatchnet.pt and pictures of t-patches, coloured over time, to --out. Needs the extra
+Trains the network on t-patches, then the same one on patches of single frames, with motions of bodies of many sizes (see
+action_sequences.py); prints for each how many frames of motions it has not seen it gets right, and which actions it
+takes for which. Writes tpatchnet.pt and pictures of t-patches, coloured over time, to --out. Needs the extra
 "examples".
 """
 
@@ -31,7 +31,7 @@ import pyops
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-LEVELS = (Level(32, 8, (24, 48)), Level(16, 8, (48, 96)), Level(None, 4, (128,)))
+LEVELS = (Level(32, 8, (16, 32)), Level(16, 6, (64,)), Level(None, 4, (96,)))
 NAMES = list(ACTIONS)
 
 
@@ -41,6 +41,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=8, help="of training, for each of the two")
     parser.add_argument("--steps", type=int, default=800, help="at most")
+    parser.add_argument("--motions", type=int, default=100, help="of each action to train with")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--points", type=int, default=256)
@@ -57,11 +58,21 @@ def clips(options: argparse.Namespace, seed: int, labels: list[int]) -> tuple[Te
     return torch.from_numpy(np.stack(clouds)), torch.tensor(labels)[:, None].expand(-1, options.frames)
 
 
+def turned(points: Tensor) -> Tensor:
+    """Bodies that look another way, somewhat larger or smaller."""
+    angle, size = 2 * math.pi * torch.rand(len(points)), 1 + 0.1 * torch.randn(len(points))
+    c, s, zero = angle.cos(), angle.sin(), torch.zeros(len(points))
+    rows = torch.stack([c, -s, zero, s, c, zero, zero, zero, torch.ones(len(points))], -1)
+    return points @ (rows.view(-1, 1, 3, 3) * size.view(-1, 1, 1, 1)).mT
+
+
 def train(options: argparse.Namespace, patches: str, console: Console) -> TPatchNet:
     torch.manual_seed(options.seed)
     model = TPatchNet(len(NAMES), levels=LEVELS, smoothing=options.frames, patches=patches, dropout=0.2)
     loss, optimizer = ActionLoss(), torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=0.01)
-    generator = torch.Generator().manual_seed(options.seed)
+    labels = [i for _ in range(options.motions) for i in range(len(NAMES))]
+    points, truth = clips(options, 1_000_000 + options.seed, labels)
+    order = torch.randperm(len(labels))
     begin, step, mean = time.monotonic(), 0, math.nan
     while step < options.steps:
         done = max(step / options.steps, (time.monotonic() - begin) / (60 * options.minutes))
@@ -70,10 +81,11 @@ def train(options: argparse.Namespace, patches: str, console: Console) -> TPatch
         rate = options.rate * min(1, (step + 1) / 20) * (1 + math.cos(math.pi * done)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate
-        labels = torch.randint(len(NAMES), (options.batch,), generator=generator).tolist()
-        points, truth = clips(options, 1_000_000 * (options.seed + 1) + step, labels)
+        if len(order) < options.batch:
+            order = torch.randperm(len(labels))
+        chosen, order = order[: options.batch], order[options.batch :]
         optimizer.zero_grad()
-        value = loss(model(points), truth)
+        value = loss(model(turned(points[chosen])), truth[chosen])
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()

@@ -278,4 +278,14 @@ def _fake(points, queries, k, forward, noise, lengths, radius):
     return queries.new_empty(*shape, k), points.new_empty(*shape, k), points.new_empty(*shape, 3)
 
 
-_op.declare("extract_tpatches", stem="tpatches", fake=_fake, batched=True)
+def _save(ctx, inputs, output):
+    ctx.mark_non_differentiable(*output)  # see _differentiable
+
+
+def _backward(ctx, *grads):
+    return (None,) * 7
+
+
+_op.declare(
+    "extract_tpatches", stem="tpatches", fake=_fake, setup_context=_save, backward=_backward, batched=True
+)

@@ -1,4 +1,4 @@
-"""What is special to the CUDA kernel: warps that share a block, tiles of 2048 points, lists of more than 32, guesses
+"""What is special to the CUDA kernel: warps that share a block, tiles of 2048 points, lists beyond 32, guesses
 that are too small, the order of threads."""
 
 from __future__ import annotations
