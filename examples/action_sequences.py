@@ -138,7 +138,7 @@ def sequence(
     for name in NAMES:  # both sides alike
         if name.startswith("left"):
             scales[name] = scales[name.replace("left", "right")]
-    phase, speed, amplitude = rng.uniform(0, 2 * math.pi), rng.uniform(0.35, 0.6), rng.uniform(0.75, 1.15)
+    phase, speed, amplitude = rng.uniform(0, 2 * math.pi), rng.uniform(0.25, 0.45), rng.uniform(0.75, 1.15)
     heading, lean = rng.uniform(0, 2 * math.pi), rng.normal(0, 0.05, (len(NAMES), 2))
     bones = [(NAMES.index(parent), i) for i, (parent, _) in enumerate(JOINTS.values()) if parent is not None]
     lengths = np.array([np.linalg.norm(JOINTS[NAMES[i]][1]) for _, i in bones])

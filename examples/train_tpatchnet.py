@@ -131,7 +131,7 @@ def picture(options: argparse.Namespace, path: Path) -> None:
         found = pyops.extract_tpatches(cloud[None], start, 8)
         wide = torch.linalg.svd(cloud[0, :, :2] - cloud[0, :, :2].mean(0)).Vh[0]  # where the body is widest
         rows = pyops.gather_points(cloud, found.indices[0].flatten(1)).unflatten(1, (14, 8))
-        spread = torch.linspace(0, 1.5, options.frames)
+        spread = torch.linspace(0, 4, options.frames)
         for t in range(options.frames):
             colour = plt.cm.viridis(t / (options.frames - 1))
             left.scatter(cloud[t, :, :2] @ wide + 3 * spread[t], cloud[t, :, 2], s=0.6, color="0.75")
