@@ -3,8 +3,8 @@
     python examples/train_tpatchnet.py --minutes 8 --out actions
 
 Trains the network on t-patches, then the same one on patches of single frames, with motions of bodies of many sizes
-(see action_sequences.py); prints for each how many frames of motions it has not seen it gets right, and which actions it
-takes for which. Writes tpatchnet.pt and pictures of t-patches, coloured over time, to --out. Needs the extra
+(see action_sequences.py); prints for each how many frames of motions it has not seen it gets right, and which actions
+it takes for which. Writes tpatchnet.pt and pictures of t-patches, coloured over time, to --out. Needs the extra
 "examples".
 """
 

@@ -54,7 +54,7 @@ class TPatches(Case):
             run = pyops.bidirectional_tpatches
             return Contestant(lambda: run(x["points"], x["first"], x["last"], self.k), view=lambda r: r[:2])
 
-        ours = {"pyops": call}
+        ours: dict[str, Callable[[Inputs], Contestant]] = {"pyops": call}
         return ours | ({"pyops (Triton)": self.triton} if device.type == "cuda" else {})
 
     def triton(self, x: Inputs) -> Contestant:

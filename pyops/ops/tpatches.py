@@ -232,7 +232,7 @@ def _differentiable(
         start = _known(queries[:, part], exists.expand(batch, size))
         moves = None if jitter is None else jitter[:, :, part]
         chain = (neighbours[:, :, part, 0], found[:, :, part, 0], moves)
-        ordered = [t if t is None or not back else t.flip(1) for t in chain]
+        ordered: list = [t if t is None or not back else t.flip(1) for t in chain]
         query = gather_points(clouds[:, first], start).where((start >= 0)[..., None], math.nan)
         parts.append([t.flip(1) if back else t for t in _walk(query, *ordered)])
     query, centers = (torch.cat(pair, 2) for pair in zip(*parts, strict=True))

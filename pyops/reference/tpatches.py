@@ -41,9 +41,10 @@ def extract_tpatches(
     lengths = lengths[:, None] if lengths.dim() == 1 else lengths
     exists = torch.arange(size, device=points.device) < lengths[..., None].expand(batch, frames, 1)
     order = range(frames)[:: -1 if reverse else 1]
-    query = _pick(cloud[:, order[0]], _known(query_indices, exists[:, order[0]]), math.nan) if order else None
-    found = {}
+    query, found = cloud.new_empty(0), dict[int, TPatches]()
     for t in order:
+        if not found:
+            query = _pick(cloud[:, t], _known(query_indices, exists[:, t]), math.nan)
         found[t] = _neighbours(cloud[:, t], query, exists[:, t], k, radius)
         center = found[t].centers
         query = center if noise is None else center + noise[:, t]
