@@ -15,13 +15,16 @@ from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smo
 from .ops.modulation import ModulationWeights, relation_aware_modulation
 from .ops.motif import camp_conv, constant_highpass
 from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
+from .ops.tpatches import TPatches, bidirectional_tpatches, extract_tpatches
 
 __all__ = [
     "ModulationWeights",
     "Neighbors",
+    "TPatches",
     "__version__",
     "adaptive_grid_sample",
     "ball_query",
+    "bidirectional_tpatches",
     "blend_points",
     "build_info",
     "camp_conv",
@@ -35,6 +38,7 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "extract_tpatches",
     "farthest_point_sample",
     "fuse_luts",
     "gather_points",

@@ -366,18 +366,32 @@ def _point_samples(op: str) -> list[Inputs]:
     return [dict(inputs, radius=0.5)] if op == "ball_query" else [inputs]
 
 
+def _tpatches_samples(both: bool) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    steps, noise = (torch.randn(2, 5, n, 3, generator=generator) / 9 for n in (100, 20))
+    points = torch.randn(2, 1, 100, 3, generator=generator) + steps
+    start = torch.randint(100, (2, 20), generator=generator)
+    queries = (
+        dict(first_indices=start[:, :12], last_indices=start[:, 12:]) if both else dict(query_indices=start)
+    )
+    inputs = dict(points=points, **queries, k=8, noise=noise / 9)
+    return [inputs, dict(inputs, max_radius=0.8)]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
     "identity_lut": lambda: [dict(size=9)],
     "lut_smoothness": lambda: [dict(lut=torch.rand(3, 5, 5, 5))],
     "relation_aware_modulation": _modulation_samples,
+    "bidirectional_tpatches": lambda: _tpatches_samples(True),
     "corr1d_pyramid": lambda: _corr1d_samples(False),
     "corr1d_lookup": lambda: _lookup_samples(False),
     "corr1d_lookup_on_demand": lambda: _corr1d_samples(True),
     "corr2d_pyramid": lambda: _corr2d_samples(True, False),
     "corr2d_lookup": lambda: _corr2d_samples(False, True),
     "corr2d_lookup_on_demand": lambda: _corr2d_samples(True, True),
+    "extract_tpatches": lambda: _tpatches_samples(False),
     "farthest_point_sample": _fps_samples,
     "gather_points": lambda: _gather_samples(False),
     "blend_points": lambda: _gather_samples(True),
@@ -431,9 +445,9 @@ def _results(function: Callable[..., Any], inputs: Inputs) -> list[Tensor]:
 
     found = function(**{name: leaf(value) for name, value in inputs.items()})
     found = [found] if isinstance(found, Tensor) else list(found)
-    if not leaves or not any(t.requires_grad for t in found):
-        return found
     smooth = [t for t in found if t.requires_grad]
+    if not leaves or not smooth:
+        return found
     upstream = [torch.linspace(-1, 1, t.numel(), device=t.device).view(t.shape) for t in smooth]
     return [*(t.detach() for t in found), *torch.autograd.grad(smooth, leaves, upstream)]
 

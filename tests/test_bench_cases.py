@@ -29,6 +29,7 @@ from bench.ops.lookup import Lookup  # noqa: E402
 from bench.ops.modulation import MULTIPLY_ADDS, Modulation  # noqa: E402
 from bench.ops.motif import Camp, Highpass  # noqa: E402
 from bench.ops.sampling import Sampling  # noqa: E402
+from bench.ops.tpatches import TPatches  # noqa: E402
 from bench.peers import corr1d as corr1d_peers  # noqa: E402
 from bench.peers import corr2d as corr2d_peers  # noqa: E402
 from bench.peers import cotf as cotf_peers  # noqa: E402
@@ -42,6 +43,7 @@ from bench.peers import lookup as lookup_peers  # noqa: E402
 from bench.peers import modulation as modulation_peers  # noqa: E402
 from bench.peers import motif as motif_peers  # noqa: E402
 from bench.peers import sampling as sampling_peers  # noqa: E402
+from bench.peers import tpatches as tpatches_peers  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -388,6 +390,38 @@ def test_knn_finds_out_other_work():
         [right[0], right[1].roll(1, 1)],
     ):
         assert not matches(case, case.checked(x, *wrong), expected)
+
+
+CHAINS = [
+    TPatches(frames=3, points=60, queries=9, k=5, batch=2),
+    TPatches(frames=3, points=60, queries=9, k=5, batch=2, still=False),
+    TPatches(frames=1, points=1, queries=1, k=1, batch=1, overhead=True),
+]
+
+
+@pytest.mark.parametrize("case", CHAINS, ids=lambda case: case.name)
+def test_tpatches_contestants_agree(case):
+    assert disagreeing(case, tpatches_peers.PEERS) == []
+
+
+@pytest.mark.parametrize("case", [c for c in CHAINS if not c.overhead], ids=lambda case: case.name)
+def test_tpatches_finds_out_other_work(case):
+    """Frames in another order, chains that all go one way, one neighbour less, roots of the distances."""
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+
+    def work(x):
+        return tpatches_peers.both(case, x, tpatches_peers.differences)
+
+    assert matches(case, work(x), expected)
+    indices, distances = expected
+    for other in (
+        work({**x, "points": x["points"].flip(1)}),
+        work({**x, "first": x["last"], "last": x["first"]}),
+        [indices.roll(1, -1), distances],
+        [indices, distances.sqrt()],
+    ):
+        assert not matches(case, other, expected)
 
 
 def test_logits_keep_off_the_pixels():

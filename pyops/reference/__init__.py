@@ -16,11 +16,13 @@ from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothn
 from .modulation import relation_aware_modulation
 from .motif import camp_conv, constant_highpass
 from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
+from .tpatches import bidirectional_tpatches, extract_tpatches
 
 __all__ = [
     "Neighbors",
     "adaptive_grid_sample",
     "ball_query",
+    "bidirectional_tpatches",
     "blend_points",
     "camp_conv",
     "chamfer_distance",
@@ -33,6 +35,7 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "extract_tpatches",
     "farthest_point_sample",
     "fuse_luts",
     "gather_points",
