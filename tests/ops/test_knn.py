@@ -130,7 +130,7 @@ def case(name, op, counted=False, radius=None, dims=3, shapes=()):
         dtypes=(torch.float32, torch.float16, torch.bfloat16, torch.float64),
         # batch, queries, points, dims, k
         shapes=((2, 13, 50, dims, 5), (1, 1, 1, dims, 1), (0, 3, 9, dims, 2), (2, 0, 9, dims, 2), *shapes),
-        small=((2, 4, 9, dims, 2), (3, 5, 12, dims, 2)),
+        small=((2, 4, 10, dims, 2), (3, 5, 13, dims, 2)),
         tiny=(1, 2, 5, dims, 2),
         near_discontinuity=near_ties,
         poison=poison(op),

@@ -137,6 +137,22 @@ def test_clouds_of_equal_points_are_not_slow():
         assert torch.equal(found.indices[:, rows], reference.knn(points[:, rows], points, 8).indices)
 
 
+@pytest.mark.parametrize("kind", ("uniform", "duplicated", "not finite"))
+def test_queries_of_large_clouds(kind):
+    """They are taken leaf by leaf, each to its own place, those that are not finite too."""
+    points = points_of(kind, 5000, 2)
+    query = torch.stack([points, points.flip(0)])
+    query[:, ::7, 1], query[:, 1::7, 0], query[0, 2::7] = -math.inf, math.inf, math.nan
+    clouds, counts = torch.stack([points.flip(0), points]), torch.tensor([5000, 4400])
+    found = pyops.knn(query, clouds, 3, lengths=counts, query_lengths=counts)
+    for rows in (torch.arange(0, 40), torch.arange(4380, 5000, 13)):
+        alone = reference.knn(query[:, rows], clouds, 3, lengths=counts)
+        for b in range(2):
+            inside = rows < counts[b]
+            assert torch.equal(found.indices[b, rows][inside], alone.indices[b][inside])
+            assert (found.indices[b, rows][~inside] == -1).all()
+
+
 def test_ball_query_takes_the_first_not_the_nearest():
     points = torch.tensor([[[3.0], [0.9], [-0.9], [0], [1], [1.1]]])
     found = pyops.ball_query(torch.zeros(1, 1, 1), points, 1, 3)
