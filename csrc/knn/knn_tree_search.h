@@ -116,7 +116,7 @@ template <int kDims, class A>
 PYOPS_HD int64_t nearest(const Tree<A>& t, const A* query, int64_t k, A limit, rows::Scratch<A>& scratch) {
   struct Item {
     Key<A> key;
-    int64_t place;  // 8 * number in its level + level; leaves are a level too
+    int64_t place;  // 16 * number in its level + level; leaves are a level too
   };
   if (!is_finite(query, t.dims) || t.count == 0) return 0;
   Best<A> best{scratch.keys.data(), k, 0, key_of<A>(std::min(limit, std::numeric_limits<A>::max()), ~uint32_t(0))};

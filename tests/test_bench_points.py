@@ -1,0 +1,109 @@
+"""Benchmarks of point clouds: contestants do the same work, and other work is found out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from benches import CPU, disagreeing, matches
+
+from bench.ops.fps import Fps
+from bench.ops.gather import Gather, Interpolate
+from bench.ops.knn import Knn
+from bench.ops.tpatches import TPatches
+from bench.peers import fps as fps_peers
+from bench.peers import gather as gather_peers
+from bench.peers import knn as knn_peers
+from bench.peers import tpatches as tpatches_peers
+
+SAMPLES = Fps(points=150, samples=40, batch=2)
+GATHERED = Gather(points=30, queries=9, neighbours=4, channels=5, batch=2)
+INTERPOLATED = Interpolate(points=30, queries=50, channels=5, batch=2)
+
+
+@pytest.mark.parametrize("changes", ({}, {"dims": 5}, {"dtype": torch.float16}), ids=str)
+def test_fps_contestants_agree(changes):
+    case = replace(SAMPLES, **changes)
+    assert disagreeing(case, fps_peers.PEERS) == []
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    for other in (x["points"].flip(1), x["points"] * torch.tensor([3.0] + [1.0] * (case.dims - 1))):
+        assert not matches(case, fps_peers.loop(other.to(case.dtype), case.samples), expected)
+
+
+@pytest.mark.parametrize("backward", (False, True))
+@pytest.mark.parametrize("case", (GATHERED, INTERPOLATED), ids=("gather", "interpolate"))
+def test_gather_contestants_agree(case, backward):
+    case = replace(case, backward=backward)
+    assert disagreeing(case, gather_peers.PEERS) == []
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    function = gather_peers.expanded if isinstance(case, Gather) else gather_peers.searched
+    other = {**x, "values": x["values"].roll(1, 1)}
+    assert not matches(case, case.task(function, other)(), expected)
+    if backward:
+        assert not matches(case, [expected[0], expected[1] * 1.01], expected)
+
+
+NEIGHBOURS = [
+    Knn(batch=2, queries=30, points=70, k=5),
+    Knn(queries=60, points=60, k=5, offset=True),
+    Knn(batch=2, queries=30, points=70, k=5, backward=True),
+    Knn(queries=20, points=40, dims=40, k=2, dtype=torch.float16),
+    Knn(queries=1, points=1, k=1, overhead=True),
+]
+
+
+@pytest.mark.parametrize("case", NEIGHBOURS, ids=lambda case: case.name)
+def test_knn_contestants_agree(case):
+    found = disagreeing(case, knn_peers.PEERS)
+    assert found == (["torch.cdist by products, topk", "faiss flat"][: len(found)] if case.offset else [])
+
+
+def test_knn_finds_out_other_work():
+    """Neighbours of lower rank, those of another cloud, a distance that is not theirs."""
+    case = NEIGHBOURS[0]
+    x = case.inputs(CPU)
+    expected, result = case.reference(x), knn_peers.nearest(x["query"], x["points"], 6)
+    right = [t[..., :5] for t in result]
+    assert matches(case, case.checked(x, *right), expected)
+    for wrong in (
+        [t[..., 1:] for t in result],
+        [right[0], right[1].flip(0)],
+        [right[0] * 1.01, right[1]],
+        [right[0], right[1].roll(1, 1)],
+    ):
+        assert not matches(case, case.checked(x, *wrong), expected)
+
+
+CHAINS = [
+    TPatches(frames=3, points=60, queries=9, k=5, batch=2),
+    TPatches(frames=3, points=60, queries=9, k=5, batch=2, still=False),
+    TPatches(frames=1, points=1, queries=1, k=1, batch=1, overhead=True),
+]
+
+
+@pytest.mark.parametrize("case", CHAINS, ids=lambda case: case.name)
+def test_tpatches_contestants_agree(case):
+    assert disagreeing(case, tpatches_peers.PEERS) == []
+
+
+@pytest.mark.parametrize("case", [c for c in CHAINS if not c.overhead], ids=lambda case: case.name)
+def test_tpatches_finds_out_other_work(case):
+    """Frames in another order, chains that all go one way, one neighbour less, roots of the distances."""
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+
+    def work(x):
+        return tpatches_peers.both(case, x, tpatches_peers.differences)
+
+    assert matches(case, work(x), expected)
+    indices, distances = expected
+    for other in (
+        work({**x, "points": x["points"].flip(1)}),
+        work({**x, "first": x["last"], "last": x["first"]}),
+        [indices.roll(1, -1), distances],
+        [indices, distances.sqrt()],
+    ):
+        assert not matches(case, other, expected)
