@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="PATH",
-        help="a checkpoint of MoChaStereo, such as examples/train_mocha.py writes",
+        help="a checkpoint of MoChaStereo, such as examples/train_mocha.py writes (default: the one that comes along)",
     )
     parser.add_argument(
         "--max-disparity",
