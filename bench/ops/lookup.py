@@ -135,5 +135,5 @@ CASES = (
     Lookup(geometry=True, levels=2, shape=(136, 240)),
     Lookup(shape=(48, 156), quick=True),
     Lookup(geometry=True, levels=2, shape=(48, 156), quick=True),
-    Lookup(shape=(1, 1), levels=1, radius=1, disparities=1, overhead=True, quick=True),  # within its line
+    Lookup(shape=(1, 2), levels=1, radius=1, disparities=1, overhead=True, quick=True),
 )

@@ -18,10 +18,11 @@ PYOPS_HD int64_t rows_ahead(const Lines<T>& lines, int64_t row, int64_t rows) {
 
 // Taps in rows are read row by row, a whole run of each, as memory has them.
 template <class T, class A>
-PYOPS_HD void look_up_lines(const Lines<T>& lines, const Run<A>& run, int radius, T* out) {
+PYOPS_HD void look_up_lines(const Lines<T>& lines, const Run<A>& run, const Positions<A>& positions, int radius,
+                            T* out) {
   Taps<T, A> all[kTiles];
   const int tiles = run.tiles();
-  for (int i = 0; i < tiles; ++i) all[i].place(lines, run, i, radius);
+  for (int i = 0; i < tiles; ++i) all[i].place(lines, run, positions, i, radius);
   const int64_t window = 2 * radius + 1;
   const Vector<A> one = simd::splat(A(1));
   for (int64_t c = 0; c < lines.channels; ++c) {
@@ -47,9 +48,10 @@ PYOPS_HD void look_up_lines(const Lines<T>& lines, const Run<A>& run, int radius
     for (int i = 0; i < tiles; ++i) {
       const Taps<T, A>& taps = all[i];
       if (taps.rows) continue;
-      Vector<A> before = taps.read(line, 0);
+      Reader<T, A> reader(taps, line, window + 1);
+      Vector<A> before = reader.read(0);
       for (int64_t d = 0; d < window; ++d) {
-        const Vector<A> after = taps.read(line, d + 1);
+        const Vector<A> after = reader.read(d + 1);
         simd::store_elements<T, A>(to.at(d, run, i), (one - taps.fraction) * before + taps.fraction * after,
                                    run.count_of(i));
         before = after;
@@ -61,11 +63,11 @@ PYOPS_HD void look_up_lines(const Lines<T>& lines, const Run<A>& run, int radius
 // Adds what `grad` gives to the lines to `buffer`, laid out like them, unless it is null; what it gives to the position
 // to `slopes`, unless that is null.
 template <class T, class A>
-PYOPS_HD void backpropagate_lines(const Lines<T>& lines, T* buffer, const Run<A>& run, int radius, const T* grad,
-                                  Vector<A>* slopes) {
+PYOPS_HD void backpropagate_lines(const Lines<T>& lines, T* buffer, const Run<A>& run, const Positions<A>& positions,
+                                  int radius, const T* grad, Vector<A>* slopes) {
   Taps<T, A> all[kTiles];
   const int tiles = run.tiles();
-  for (int i = 0; i < tiles; ++i) all[i].place(lines, run, i, radius);
+  for (int i = 0; i < tiles; ++i) all[i].place(lines, run, positions, i, radius);
   const Vector<A> nothing = simd::splat(A(0)), one = simd::splat(A(1)), slope = simd::splat(A(lines.slope()));
   const int64_t window = 2 * radius + 1;
   for (int64_t c = 0; c < lines.channels; ++c) {
@@ -106,17 +108,20 @@ PYOPS_HD void store_slopes(const Run<A>& run, int tile, Vector<A> slope, A* to) 
   simd::store_elements<A, A>(to + pixel, position == position ? slope : simd::splat(A(0)), count);
 }
 
-#define PYOPS_LOOKUPS(T, A)                                                                                          \
-  PYOPS_MULTIVERSION void look_up(const Lines<T>* lines, int64_t kinds, const Run<A>& run, int radius, T* out) {     \
-    for (int64_t k = 0; k < kinds; ++k) look_up_lines<T, A>(lines[k], run, radius, out);                             \
-  }                                                                                                                  \
-  PYOPS_MULTIVERSION void backpropagate(const Lines<T>* lines, T* const* buffers, int64_t kinds, const Run<A>& run,  \
-                                        int radius, const T* grad, A* to) {                                          \
-    Vector<A> slopes[kTiles];                                                                                        \
-    for (int i = 0; i < kTiles; ++i) slopes[i] = simd::splat(A(0));                                                  \
-    for (int64_t k = 0; k < kinds; ++k)                                                                              \
-      backpropagate_lines<T, A>(lines[k], buffers ? buffers[k] : nullptr, run, radius, grad, to ? slopes : nullptr); \
-    for (int i = 0; to && i < run.tiles(); ++i) store_slopes(run, i, slopes[i], to);                                 \
+#define PYOPS_LOOKUPS(T, A)                                                                                         \
+  PYOPS_MULTIVERSION void look_up(const Lines<T>* lines, int64_t kinds, const Run<A>& run, int radius, T* out) {    \
+    const Positions<A> positions(run);                                                                              \
+    for (int64_t k = 0; k < kinds; ++k) look_up_lines<T, A>(lines[k], run, positions, radius, out);                 \
+  }                                                                                                                 \
+  PYOPS_MULTIVERSION void backpropagate(const Lines<T>* lines, T* const* buffers, int64_t kinds, const Run<A>& run, \
+                                        int radius, const T* grad, A* to) {                                         \
+    const Positions<A> positions(run);                                                                              \
+    Vector<A> slopes[kTiles];                                                                                       \
+    for (int i = 0; i < kTiles; ++i) slopes[i] = simd::splat(A(0));                                                 \
+    for (int64_t k = 0; k < kinds; ++k)                                                                             \
+      backpropagate_lines<T, A>(lines[k], buffers ? buffers[k] : nullptr, run, positions, radius, grad,             \
+                                to ? slopes : nullptr);                                                             \
+    for (int i = 0; to && i < run.tiles(); ++i) store_slopes(run, i, slopes[i], to);                                \
   }
 PYOPS_LOOKUPS(float, float)
 PYOPS_LOOKUPS(Half, float)

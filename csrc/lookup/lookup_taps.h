@@ -25,7 +25,27 @@ struct Run {
   PYOPS_HD int64_t count_of(int tile) const { return std::min<int64_t>(kLanes<A>, count - tile * kLanes<A>); }
 };
 
-// The taps of a vector of pixels on one kind of lines of one level; lanes beyond the last pixel repeat it.
+// The positions of a run, and its columns - positions; lanes beyond the last pixel repeat it.
+template <class A>
+struct Positions {
+  Vector<A> plain[kTiles], mirrored[kTiles];
+
+  PYOPS_HD explicit Positions(const Run<A>& run) {
+    int64_t column = run.pixel % run.width;
+    for (int i = 0; i < run.tiles(); ++i) {
+      A position[kLanes<A>], columns[kLanes<A>];
+      const int64_t count = run.count_of(i);
+      for (int64_t k = 0; k < kLanes<A>; ++k) {
+        position[k] = run.position[run.pixel_of(i) + std::min(k, count - 1)], columns[k] = A(column);
+        if (k < count - 1 || count == kLanes<A>) column = column + 1 < run.width ? column + 1 : 0;
+      }
+      plain[i] = simd::load<Vector<A>>(position);
+      mirrored[i] = simd::load<Vector<A>>(columns) - plain[i];
+    }
+  }
+};
+
+// The taps of a vector of pixels on one kind of lines of one level.
 template <class T, class A>
 struct Taps {
   static constexpr int n = kLanes<A>;
@@ -38,31 +58,36 @@ struct Taps {
   bool inside;                  // all taps of all pixels
   bool rows;  // neighbours lie side by side: tap j of all of them in row least + j, or of the moved ones in the next
 
-  PYOPS_HD void place(const Lines<T>& lines, const Run<A>& run, int tile, int radius) {
+  // What Place says of one pixel.
+  PYOPS_HD void place(const Lines<T>& lines, const Run<A>& run, const Positions<A>& positions, int tile, int radius) {
+    using V = Vector<A>;
     tap = lines.tap, taps = lines.taps;
     const int64_t pixel = run.pixel_of(tile), count = run.count_of(tile);
-    int most = -(1 << 30);
+    const V p = (lines.mirrored ? positions.mirrored : positions.plain)[tile] * simd::splat(A(lines.inverse));
+    const V far = simd::splat(A(kFar)), near = p < -far ? -far : (p > far ? far : p);
+    V below = __builtin_convertvector(__builtin_convertvector(near, Mask), V);  // towards 0, and then
+    below = below > near ? below - A(1) : below;
+    fraction = near - below;
+    const Mask whole = near == near ? __builtin_convertvector(below, Mask) : Mask{};
+    int most = -(1 << 30) - radius;
     least = 1 << 30;
-    int64_t column = pixel % run.width;
-    A fractions[n], shifts[n];
     for (int k = 0; k < n; ++k) {
-      const int64_t i = pixel + (k < count ? k : count - 1);
-      const Place<A> place = lines.template place<A>(run.position[i], column, radius);
-      first[k] = place.first, fractions[k] = place.fraction;
-      start[k] = i * lines.pixel + place.first * lines.tap;
-      if (lines.tap == 1) {
-        const T* const line = lines.data + run.b * lines.batch + start[k];
-        __builtin_prefetch(line), __builtin_prefetch(line + 2 * radius + 1);
-      }
-      least = std::min(least, place.first), most = std::max(most, place.first);
-      if (k + 1 < count && ++column == run.width) column = 0;
+      first[k] = int(whole[k]) - radius;
+      least = std::min(least, first[k]), most = std::max(most, first[k]);
     }
-    fraction = simd::load<Vector<A>>(fractions);
-    for (int k = 0; k < n; ++k) shifts[k] = A(first[k] - least);
-    moved = simd::load<Vector<A>>(shifts) > A(0);
-    row = pixel * lines.pixel + least * lines.tap;
+    A shifts[n];
+    for (int k = 0; k < n; ++k) {
+      shifts[k] = A(first[k] - least);
+      start[k] = (pixel + std::min<int64_t>(k, count - 1)) * lines.pixel + first[k] * tap;
+    }
+    moved = simd::load<V>(shifts) > A(0);
+    row = pixel * lines.pixel + least * tap;
     inside = least >= 0 && most + 2 * radius + 2 + (most == least) <= taps;
     rows = lines.pixel == 1 && count == n && most - least <= 1;
+    if (tap != 1) return;
+    const T* const line = lines.data + run.b * lines.batch;
+    for (int k = 0; k < n; ++k)
+      __builtin_prefetch(line + start[k]), __builtin_prefetch(line + start[k] + 2 * radius + 1);
   }
 
   // ---- taps anywhere -------------------------------------------------------------------------------------------------
@@ -100,6 +125,38 @@ struct Taps {
   PYOPS_HD void add_row(T* line, int64_t j, Vector<A> value) const {
     T* const to = line + row + j * tap;
     if (has_row(j)) simd::store_elements<T, A>(to, simd::load_elements<T, A>(to) + value);
+  }
+};
+
+// Reads tap after tap: where lines are rows of memory, as many at a time as there are pixels, which are then turned.
+template <class T, class A>
+struct Reader {
+  static constexpr int n = kLanes<A>;
+  const Taps<T, A>& taps;
+  const T* line;
+  int64_t last, begin = -n;  // where the last block of taps begins, and the present one
+  Vector<A> block[n];
+
+  PYOPS_HD Reader(const Taps<T, A>& taps, const T* line, int64_t count)
+      : taps(taps), line(line), last(taps.tap == 1 ? count - n : -1) {}
+
+  PYOPS_HD Vector<A> of_pixel(int k) const {
+    const int64_t first = taps.first[k] + begin;
+    const T* const from = line + taps.start[k] + begin;
+    if (first >= 0 && first + n <= taps.taps) return simd::load_elements<T, A>(from);
+    A element[n];
+    for (int i = 0; i < n; ++i) element[i] = uint64_t(first + i) < uint64_t(taps.taps) ? decode<T, A>(from[i]) : A(0);
+    return simd::load<Vector<A>>(element);
+  }
+
+  PYOPS_HD Vector<A> read(int64_t j) {  // ascending
+    if (last < 0) return taps.read(line, j);
+    if (j >= begin + n) {
+      begin = std::min(j, last);
+      for (int k = 0; k < n; ++k) block[k] = of_pixel(k);
+      simd::transpose(block);
+    }
+    return block[j - begin];
   }
 };
 
