@@ -53,7 +53,8 @@ class TPatchNet(nn.Module):
     Args:
         classes: how many actions there are.
         features: numbers that come with each point, beside its place.
-        levels: ``PUBLISHED`` (10 million parameters), ``SMALL``, or your own.
+        levels: ``PUBLISHED`` (10.5 million parameters, and 65,536 for each frame of ``smoothing``), ``SMALL``, or your
+            own.
         temporal: ``"convolution"`` (of 8 frames) or ``"attention"`` (4 heads), over the frames of a patch.
         smoothing: frames over which what was found is smoothed at the end, usually those of a clip.
         jitter: standard deviation of the noise in training, in units of the points.
