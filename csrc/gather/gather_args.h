@@ -2,19 +2,9 @@
 #pragma once
 
 #include "../common/tensor.h"
+#include "gather.h"
 
 namespace pyops::gather {
-
-// A query blends `each` rows of the values of its cloud; gathering is blending one row, as it is.
-struct Problem {
-  int64_t batch, points, channels, queries, each;
-
-  PYOPS_HD int64_t entries() const { return queries * each; }  // of a cloud
-  PYOPS_HD int64_t rows() const { return batch * queries; }
-};
-
-// Everything that is no place in the cloud, -1 above all, stands for a row of zeros.
-PYOPS_HD bool exists(int64_t index, int64_t points) { return uint64_t(index) < uint64_t(points); }
 
 inline void check_like(const Tensor& t, const Tensor& other, const char* name) {
   PYOPS_CHECK(t.is_cuda() == other.is_cuda() && t.get_device() == other.get_device(), name,

@@ -1,30 +1,15 @@
 // Checks that keep chains of patches inside their memory, once for every backend, and the sizes they establish.
-//
-// Chain m of a sequence starts at point queries[m] of its first frame, or from `forward` on of its last one, and in every
-// frame looks for the k points nearest to where it is:
-//
-//     indices[t], distances[t] = nearest(q, points[t]);   centers[t] = points[t][indices[t][0]];   q = centers[t] + noise[t]
-//
-// From the second on, neighbours farther than the radius give way to the first. Without a neighbour centers[t] = q.
 #pragma once
 
 #include <cmath>
 #include <limits>
 
 #include "../common/tensor.h"
-#include "../knn/knn.h"
+#include "tpatches.h"
 
 namespace pyops::tpatches {
 
 using OptionalTensor = std::optional<Tensor>;
-
-struct Problem {
-  int64_t batch, frames, points, queries, k;
-  int64_t forward;  // queries that begin with the first frame
-  double radius;
-
-  int64_t backward() const { return queries - forward; }
-};
 
 inline Problem check(const Tensor& points, const Tensor& queries, int64_t k, int64_t forward,
                      const OptionalTensor& noise, const OptionalTensor& lengths, double radius) {

@@ -9,7 +9,7 @@ from .disparity import context_upsample, disparity_warp
 from .fps import farthest_point_sample
 from .gather import blend_points, gather_points, three_interpolate
 from .groupwise import groupwise_correlation
-from .knn import Neighbors, ball_query, chamfer_distance, knn
+from .knn import ball_query, chamfer_distance, knn
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
@@ -19,7 +19,6 @@ from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices,
 from .tpatches import bidirectional_tpatches, extract_tpatches
 
 __all__ = [
-    "Neighbors",
     "adaptive_grid_sample",
     "ball_query",
     "bidirectional_tpatches",
