@@ -48,12 +48,25 @@ PYOPS_HD void look_up_lines(const Lines<T>& lines, const Run<A>& run, const Posi
     for (int i = 0; i < tiles; ++i) {
       const Taps<T, A>& taps = all[i];
       if (taps.rows) continue;
-      Reader<T, A> reader(taps, line, window + 1);
-      Vector<A> before = reader.read(0);
+      const Vector<A> f = taps.fraction, rest = one - f;
+      const int64_t count = run.count_of(i);
+      if (lines.tap == 1 && window + 1 >= kLanes<A>) {
+        for (int64_t done = 0; done < window;) {
+          const int64_t begin = std::min(done, window + 1 - kLanes<A>);
+          Vector<A> block[kLanes<A>];
+          taps.read_block(line, begin, block);
+          T* at = to.at(begin, run, i);
+#pragma GCC unroll 8
+          for (int k = 0; k + 1 < kLanes<A>; ++k, at += run.pixels)
+            if (begin + k >= done) simd::store_elements<T, A>(at, rest * block[k] + f * block[k + 1], count);
+          done = begin + kLanes<A> - 1;
+        }
+        continue;
+      }
+      Vector<A> before = taps.read(line, 0);
       for (int64_t d = 0; d < window; ++d) {
-        const Vector<A> after = reader.read(d + 1);
-        simd::store_elements<T, A>(to.at(d, run, i), (one - taps.fraction) * before + taps.fraction * after,
-                                   run.count_of(i));
+        const Vector<A> after = taps.read(line, d + 1);
+        simd::store_elements<T, A>(to.at(d, run, i), rest * before + f * after, count);
         before = after;
       }
     }

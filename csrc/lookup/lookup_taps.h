@@ -106,6 +106,23 @@ struct Taps {
     }
   }
 
+  // As many taps as there are pixels, from tap `begin` on, of lines that are rows of memory.
+  PYOPS_HD void read_block(const T* line, int64_t begin, Vector<A> (&block)[n]) const {
+#pragma GCC unroll 8
+    for (int k = 0; k < n; ++k) {
+      const T* const from = line + start[k] + begin;
+      const int64_t at = first[k] + begin;
+      if (inside || (at >= 0 && at + n <= taps)) {
+        block[k] = simd::load_elements<T, A>(from);
+        continue;
+      }
+      A element[n];
+      for (int i = 0; i < n; ++i) element[i] = has(k, begin + i) ? decode<T, A>(from[i]) : A(0);
+      block[k] = simd::load<Vector<A>>(element);
+    }
+    simd::transpose(block);
+  }
+
   PYOPS_HD void add(T* line, int64_t j, Vector<A> value, int64_t count) const {
     A element[n];
     simd::store(element, value);
@@ -125,38 +142,6 @@ struct Taps {
   PYOPS_HD void add_row(T* line, int64_t j, Vector<A> value) const {
     T* const to = line + row + j * tap;
     if (has_row(j)) simd::store_elements<T, A>(to, simd::load_elements<T, A>(to) + value);
-  }
-};
-
-// Reads tap after tap: where lines are rows of memory, as many at a time as there are pixels, which are then turned.
-template <class T, class A>
-struct Reader {
-  static constexpr int n = kLanes<A>;
-  const Taps<T, A>& taps;
-  const T* line;
-  int64_t last, begin = -n;  // where the last block of taps begins, and the present one
-  Vector<A> block[n];
-
-  PYOPS_HD Reader(const Taps<T, A>& taps, const T* line, int64_t count)
-      : taps(taps), line(line), last(taps.tap == 1 ? count - n : -1) {}
-
-  PYOPS_HD Vector<A> of_pixel(int k) const {
-    const int64_t first = taps.first[k] + begin;
-    const T* const from = line + taps.start[k] + begin;
-    if (first >= 0 && first + n <= taps.taps) return simd::load_elements<T, A>(from);
-    A element[n];
-    for (int i = 0; i < n; ++i) element[i] = uint64_t(first + i) < uint64_t(taps.taps) ? decode<T, A>(from[i]) : A(0);
-    return simd::load<Vector<A>>(element);
-  }
-
-  PYOPS_HD Vector<A> read(int64_t j) {  // ascending
-    if (last < 0) return taps.read(line, j);
-    if (j >= begin + n) {
-      begin = std::min(j, last);
-      for (int k = 0; k < n; ++k) block[k] = of_pixel(k);
-      simd::transpose(block);
-    }
-    return block[j - begin];
   }
 };
 
