@@ -19,6 +19,7 @@ class StereoLoss(nn.Module):
         decay: weight of an update relative to the next.
 
     Example:
+        >>> import torch
         >>> truth = torch.full((1, 1, 4, 6), 3.0)
         >>> StereoLoss()(truth + 0.5, [truth + 2, truth + 1], truth).item()  # 0.5 ** 2 / 2 + 0.9 * 2 + 1
         2.925
