@@ -21,8 +21,8 @@ class StereoLoss(nn.Module):
     Example:
         >>> import torch
         >>> truth = torch.full((1, 1, 4, 6), 3.0)
-        >>> StereoLoss()(truth + 0.5, [truth + 2, truth + 1], truth).item()  # 0.5 ** 2 / 2 + 0.9 * 2 + 1
-        2.925
+        >>> StereoLoss()(truth + 0.5, [truth + 2, truth + 1], truth)  # 0.5 ** 2 / 2 + 0.9 * 2 + 1
+        tensor(2.9250)
 
     Source: equation (10) of Chen et al., MoCha-Stereo, CVPR 2024.
     """
