@@ -10,17 +10,7 @@ import torch
 
 from pyops import reference
 
-from . import build
-
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-
-
-@pytest.fixture
-def emulator():
-    library = build.load()
-    yield library
-    library.pyops_simt_set_seed(0)
-    library.pyops_simt_set_shared_limit(232448)
 
 
 def cloud(*shape, steps=None):

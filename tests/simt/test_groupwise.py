@@ -11,18 +11,9 @@ from torch.testing import assert_close
 
 from pyops import reference
 
-from . import build
-
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 MEAN_AND_COSINE = pytest.mark.parametrize("normalize", (False, True), ids=("mean", "cosine"))
-
-
-@pytest.fixture
-def emulator():
-    library = build.load()
-    yield library
-    library.pyops_simt_set_seed(0)
 
 
 def run(left, right, grad, normalize, need=(True, True)):

@@ -12,16 +12,7 @@ from torch.testing import assert_close
 
 from pyops import reference
 
-from . import build
-
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-
-
-@pytest.fixture
-def emulator():
-    library = build.load()
-    yield library
-    library.pyops_simt_set_seed(0)
 
 
 def draw(batch, channels, height, width, motifs, dtype=torch.float32):

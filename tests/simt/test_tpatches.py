@@ -9,16 +9,7 @@ import shutil
 import pytest
 import torch
 
-from . import build
-
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-
-
-@pytest.fixture
-def emulator():
-    library = build.load()
-    yield library
-    library.pyops_simt_set_seed(0)
 
 
 def draw(batch, frames, size, queries, dtype=torch.float32, grid=0):
