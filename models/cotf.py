@@ -12,11 +12,9 @@ Source: Li et al., Real-Time Exposure Correction via Collaborative Transformatio
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,11 +24,12 @@ from torch import Tensor, nn
 import pyops
 
 from ._checkpoint import load_checkpoint
+from ._operators import UsesOperators
 
 SIZE = 256  # of the small copies
 
 
-class CoTF(nn.Module):
+class CoTF(UsesOperators):
     """Exposure correction of images of any size.
 
     Args:
@@ -98,15 +97,6 @@ class CoTF(nn.Module):
         return self.ops.separable_grid_sample(
             image, centres, centres, padding_mode="border", dtype=torch.float32
         )
-
-    def __getstate__(self) -> dict[str, Any]:  # copies and pickles: of a module, the name
-        state = super().__getstate__()
-        return {**state, "ops": self.ops.__name__} if isinstance(self.ops, ModuleType) else state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if isinstance(self.ops, str):
-            self.ops = importlib.import_module(self.ops)
 
 
 def _check(image: Tensor) -> None:

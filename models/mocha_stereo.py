@@ -10,11 +10,9 @@ Source: Chen et al., MoCha-Stereo: Motif Channel Attention Network for Stereo Ma
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ import pyops
 from . import mocha_features as features
 from . import mocha_layers as layers
 from ._checkpoint import load_checkpoint
+from ._operators import UsesOperators
 from .mocha_pair import COARSEST, LEVELS, RADIUS, Pair
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
@@ -63,7 +62,7 @@ SMALL = Widths(
 SMALL_ENCODER = (16, 24, 32, 48, 64)  # at 1/2 to 1/32
 
 
-class MoChaStereo(nn.Module):
+class MoChaStereo(UsesOperators):
     """Disparity of rectified pairs of any size.
 
     Convention:
@@ -206,15 +205,6 @@ class MoChaStereo(nn.Module):
         weights = self.first_weights(self.first_features(pair.features[0]), pair.stem)
         first = self.ops.context_upsample(4 * pair.first, weights)
         return pair.cropped(first), [*map(pair.cropped, full[:-1]), pair.refined(full[-1])]
-
-    def __getstate__(self) -> dict[str, Any]:  # copies and pickles: of a module, the name
-        state = super().__getstate__()
-        return {**state, "ops": self.ops.__name__} if isinstance(self.ops, ModuleType) else state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if isinstance(self.ops, str):
-            self.ops = importlib.import_module(self.ops)
 
 
 def _check_number(name: str, number: Any) -> None:

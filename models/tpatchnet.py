@@ -8,11 +8,9 @@ Source: Ben-Shabat, Shrout, Gould, 3DInAction: Understanding Human Actions in 3D
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pyops
+
+from ._operators import UsesOperators
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -42,7 +42,7 @@ PUBLISHED = (
 SMALL = (Level(64, 16, (32, 32, 64)), Level(32, 8, (64, 128)), Level(None, 8, (128, 256)))
 
 
-class TPatchNet(nn.Module):
+class TPatchNet(UsesOperators):
     """Log-probabilities of actions for each frame.
 
     Convention:
@@ -173,15 +173,6 @@ class TPatchNet(nn.Module):
         if features is not None and features.shape != (*points.shape[:3], self.features):
             shape = [*points.shape[:3], self.features]
             raise ValueError(f"features must have the shape {shape}, got {list(features.shape)}")
-
-    def __getstate__(self) -> dict[str, Any]:  # copies and pickles: of a module, the name
-        state = super().__getstate__()
-        return {**state, "ops": self.ops.__name__} if isinstance(self.ops, ModuleType) else state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if isinstance(self.ops, str):
-            self.ops = importlib.import_module(self.ops)
 
 
 class Norm(nn.BatchNorm1d):
