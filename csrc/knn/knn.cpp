@@ -48,19 +48,11 @@ void search_rows(const Search<T>& s) {
 std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& points, int64_t k,
                                    const std::optional<Tensor>& query_lengths, const std::optional<Tensor>& lengths,
                                    double limit) {
-  const Problem p = check(query, points, k, query_lengths, lengths);
-  const Tensor distances = new_tensor(query, {p.batch, p.queries, k}, query.scalar_type());
-  const Tensor indices = new_tensor(query, {p.batch, p.queries, k}, ScalarType::Long);
-  if (distances.numel() == 0) return {distances, indices};
-  const Counts queries = counts_of(query_lengths, p.queries), counts = counts_of(lengths, p.points);
-  dispatch_floating(query.scalar_type(), "query", [&](auto zero) {
-    using T = decltype(zero);
-    const Search<T> search{p, query, points, queries, counts, Arithmetic<T>(limit), {p, distances, indices}};
+  return search_with(query, points, k, query_lengths, lengths, limit, [](const auto& search) {
     // The one place where searches part: clouds of few dimensions, and all others.
-    if (wants_tree(p)) search_trees(search);
+    if (wants_tree(search.p)) search_trees(search);
     else search_rows(search);
   });
-  return {distances, indices};
 }
 
 }  // namespace

@@ -68,21 +68,7 @@ void search_all(const Search<T>& s) {
 
 std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& points, double limit, int64_t k,
                                    const std::optional<Tensor>& query_lengths, const std::optional<Tensor>& lengths) {
-  const Problem p = check(query, points, k, query_lengths, lengths);
-  const Tensor distances = new_tensor(query, {p.batch, p.queries, k}, query.scalar_type());
-  const Tensor indices = new_tensor(query, {p.batch, p.queries, k}, ScalarType::Long);
-  if (distances.numel() == 0) return {distances, indices};
-  dispatch_floating(query.scalar_type(), "query", [&](auto zero) {
-    using T = decltype(zero);
-    search_all(Search<T>{p,
-                         query,
-                         points,
-                         counts_of(query_lengths, p.queries),
-                         counts_of(lengths, p.points),
-                         Arithmetic<T>(limit),
-                         {p, distances, indices}});
-  });
-  return {distances, indices};
+  return search_with(query, points, k, query_lengths, lengths, limit, [](const auto& s) { search_all(s); });
 }
 
 }  // namespace

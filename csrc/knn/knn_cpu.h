@@ -109,4 +109,21 @@ bool wants_tree(const Problem& p);
 template <class T>
 void search_trees(const Search<T>& s);
 
+// New results, filled by `f` with a Search of the type of the query.
+template <class F>
+std::tuple<Tensor, Tensor> search_with(const Tensor& query, const Tensor& points, int64_t k,
+                                       const std::optional<Tensor>& query_lengths, const std::optional<Tensor>& lengths,
+                                       double limit, const F& f) {
+  const Problem p = check(query, points, k, query_lengths, lengths);
+  const Tensor distances = new_tensor(query, {p.batch, p.queries, k}, query.scalar_type());
+  const Tensor indices = new_tensor(query, {p.batch, p.queries, k}, ScalarType::Long);
+  if (distances.numel() == 0) return {distances, indices};
+  const Counts queries = counts_of(query_lengths, p.queries), counts = counts_of(lengths, p.points);
+  dispatch_floating(query.scalar_type(), "query", [&](auto zero) {
+    using T = decltype(zero);
+    f(Search<T>{p, query, points, queries, counts, Arithmetic<T>(limit), {p, distances, indices}});
+  });
+  return {distances, indices};
+}
+
 }  // namespace pyops::knn
