@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+import pyops
+
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -22,7 +24,8 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        # Freed blocks that malloc keeps would hide the call's own use.
+        # Freed blocks that we and malloc keep would hide the call's own use.
+        pyops.keep_memory(pyops.keep_memory(0))
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR_REFS.write_text("5")  # Linux: the high-water mark starts again from here
         before = _status_bytes("VmRSS")

@@ -1,6 +1,7 @@
 """Fused vision operators that stock PyTorch lacks or runs badly, as ordinary PyTorch functions on CPU and CUDA."""
 
 from . import reference
+from ._memory import keep_memory
 from ._native import __version__, build_info
 from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
@@ -47,6 +48,7 @@ __all__ = [
     "identity_lut",
     "interval_vertices",
     "inverse_vertices",
+    "keep_memory",
     "knn",
     "local_correlation",
     "lut3d",

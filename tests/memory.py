@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import pyops
+
 LAYOUTS = ("contiguous", "permuted", "sliced", "stepped", "channels_last")
 BAND = 256  # bytes on each side; keeps the alignment that torch's allocator gives
 
@@ -54,6 +56,16 @@ class Guarded:
 
 
 @contextmanager
+def nothing_kept():
+    """Large results come from torch's allocator, too."""
+    limit = pyops.keep_memory(0)
+    try:
+        yield
+    finally:
+        pyops.keep_memory(limit)
+
+
+@contextmanager
 def guarded_allocations(guarded: Guarded, device: str):
     """Takes every `empty` from `guarded`, also those of the native kernels."""
 
@@ -73,16 +85,16 @@ def guarded_allocations(guarded: Guarded, device: str):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*[Oo]verrid")
             library.impl("empty.memory_format", empty, device.upper(), allow_override=True)
-        yield
+        with nothing_kept():
+            yield
     finally:
         library._destroy()
 
 
 def peak_allocated(function):
     """Bytes of tensors alive at the peak of `function`, by the profiler: free of what malloc keeps."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with nothing_kept(), torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         function()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))

@@ -9,15 +9,12 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <optional>
 #include <tuple>
 #include <type_traits>
 #include <vector>
 
+#include "memory.h"
 #include "portable.h"
 
 #define PYOPS_CHECK STD_TORCH_CHECK
@@ -83,27 +80,35 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-// Large fresh CPU memory costs more in page faults (4 KiB each) than most kernels cost in arithmetic: 100 MB take about
-// 80 ms of faults, and under 10 ms in huge pages. Where the system leaves the choice to us, choose huge pages.
-inline void advise_huge_pages(const Tensor& t) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 4096;
-  constexpr size_t kLarge = size_t(4) << 20;
-  const size_t bytes = size_t(t.numel()) * t.element_size();
-  if (bytes < kLarge || !t.is_cpu()) return;
-  const uintptr_t begin = ceil_div(reinterpret_cast<uintptr_t>(t.const_data_ptr()), kPage) * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(t.const_data_ptr()) + bytes) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice only: failure changes nothing
-#endif
+inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, bool channels_last) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t step = 1;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    constexpr size_t kChannelsLast[] = {1, 3, 2, 0};
+    const size_t axis = channels_last ? kChannelsLast[i] : sizes.size() - 1 - i;
+    strides[axis] = step;
+    step *= sizes[axis];
+  }
+  return strides;
 }
 
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
                          bool channels_last = false) {
   using torch::headeronly::MemoryFormat;
+#if defined(__linux__)
+  if (like.is_cpu()) {
+    namespace detail = torch::stable::detail;
+    size_t bytes = aoti_torch_dtype_element_size(detail::to<int32_t>(detail::from(dtype)));
+    for (const int64_t n : sizes) bytes *= size_t(n);
+    const memory::Block block = bytes < memory::kLarge ? memory::Block() : memory::kept().take(bytes);
+    if (block.data) {
+      return torch::stable::from_blob(block.data, sizes, dense_strides(sizes, channels_last), like.device(), dtype,
+                                      [block](void*) { memory::kept().give(block); });
+    }
+  }
+#endif
   const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  Tensor t = torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
-  advise_huge_pages(t);
-  return t;
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt, format);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) {
