@@ -104,7 +104,7 @@ ACTIONS = [*AGAIN, *(name for pair in zip(THERE, BACK, strict=True) for name in 
 
 
 def _phases(rng: np.random.Generator, action: str, frames: int) -> np.ndarray:
-    """Of every frame; some speed to either side of the mean, and the phase of the first, are drawn at random."""
+    """Of every frame, from a beginning and at a speed of its own."""
     time = np.arange(frames)
     if action in AGAIN:
         sign = rng.choice((-1, 1)) if action == "turn" else 1

@@ -21,6 +21,7 @@ import torch
 from action_sequences import ACTIONS, sequence
 from pyops.models import ActionLoss, TPatchNet
 from pyops.models.tpatchnet import Level
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import confusion_matrix
@@ -39,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=1000, help="of training, for each of the two")
+    parser.add_argument("--steps", type=int, default=1200, help="of training, for each of the two")
     parser.add_argument("--motions", type=int, default=100, help="of each action to train with")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--frames", type=int, default=16)
@@ -110,9 +111,12 @@ def test(options: argparse.Namespace, model: TPatchNet) -> np.ndarray:
 def table(confusion: np.ndarray, title: str) -> Table:
     shares = 100 * confusion / confusion.sum(1, keepdims=True)
     result = Table(
-        title=f"{title}: {100 * confusion.trace() / confusion.sum():.1f} % of the frames are right"
+        title=f"{title}: {100 * confusion.trace() / confusion.sum():.1f} % of the frames are right",
+        caption="rows: what it is; columns: what it was taken for, % of its frames",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
     )
-    result.add_column("is \\ was taken for, %")
+    result.add_column("action")
     for i in range(len(NAMES)):
         result.add_column(str(i + 1), justify="right")
     for i, (name, row) in enumerate(zip(NAMES, shares, strict=True)):
@@ -122,10 +126,10 @@ def table(confusion: np.ndarray, title: str) -> Table:
 
 
 def picture(options: argparse.Namespace, path: Path) -> None:
-    """Some actions seen from the side: where patches are in some frames, and the ways that those of an arm, say, take."""
+    """Some actions seen from the side: patches in some frames, and their ways in all."""
     actions = ["wave", "squat", "circle arms", "walk"]
     figure, axes = plt.subplots(
-        len(actions), 2, figsize=(15, 3 * len(actions)), width_ratios=(4, 1), layout="constrained"
+        len(actions), 2, figsize=(15, 3.3 * len(actions)), width_ratios=(4, 1), layout="constrained"
     )
     colours = plt.cm.viridis(np.linspace(0, 0.95, options.frames))
     shown = np.linspace(0, options.frames - 1, 6).round().astype(int)
@@ -135,7 +139,8 @@ def picture(options: argparse.Namespace, path: Path) -> None:
         found = pyops.extract_tpatches(cloud[None], start, 8)
         reach = found.centers[0].amax(0) - found.centers[0].amin(0)
         chains = reach.norm(dim=-1).topk(5).indices  # which get farthest
-        side = torch.linalg.svd(cloud[:, :, :2].flatten(0, 1)).Vh[0]  # from where the motion is widest
+        moves = found.centers[0][:, chains, :2] - found.centers[0][:, chains, :2].mean(0)
+        side = torch.linalg.svd(moves.flatten(0, 1)).Vh[0]  # seen from where they move most
         side = side if side.sum() > 0 else -side
         flat = torch.stack([cloud[..., :2] @ side, cloud[..., 2]], -1)
         patches = pyops.gather_points(flat, found.indices[0][:, chains].flatten(1))
@@ -154,7 +159,7 @@ def picture(options: argparse.Namespace, path: Path) -> None:
         right.set_title("their ways", fontsize=11)
         left.set_xlim(-0.95, 1.7 * (len(shown) - 1) + 0.95)
         for axis in (left, right):
-            axis.set_ylim(-1.35, 1.35)
+            axis.set_ylim(-1.35, 1.6)
             axis.set_aspect("equal")
             axis.axis("off")
         right.set_xlim(-0.95, 0.95)
