@@ -6,6 +6,9 @@ Trains the network on t-patches, then the same one on patches of single frames, 
 (see action_sequences.py); prints for each how many frames of motions it has not seen it gets right, and which actions
 it takes for which. Writes tpatchnet.pt and pictures of t-patches, coloured over time, to --out. Needs the extra
 "examples".
+
+On one core of a two-core CPU, shared with other programs: 99.9 % after 8 minutes (4 of the core), 60.4 % without
+t-patches after 6 (3 of the core). What is behind these numbers: models/tpatchnet.md.
 """
 
 from __future__ import annotations
