@@ -49,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--points", type=int, default=256)
     parser.add_argument("--rate", type=float, default=3e-3, help="the largest learning rate")
+    parser.add_argument("--places", action="store_true", help="give the place of every point as its features")
     parser.add_argument("--held-out", type=int, default=20, help="motions of each action to test with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("actions"))
@@ -69,11 +70,18 @@ def turned(points: Tensor) -> Tensor:
     return points @ (rows.view(-1, 1, 3, 3) * size.view(-1, 1, 1, 1)).mT
 
 
+def run(model: TPatchNet, points: Tensor) -> Tensor:
+    return model(points, points if model.features else None)
+
+
 def train(
     options: argparse.Namespace, patches: str, console: Console, data: tuple[Tensor, Tensor]
 ) -> TPatchNet:
     torch.manual_seed(options.seed)
-    model = TPatchNet(len(NAMES), levels=LEVELS, smoothing=options.frames, patches=patches, dropout=0.1)
+    features = 3 if options.places else 0
+    model = TPatchNet(
+        len(NAMES), features, levels=LEVELS, smoothing=options.frames, patches=patches, dropout=0.1
+    )
     loss, optimizer = ActionLoss(), torch.optim.AdamW(model.parameters(), lr=options.rate, weight_decay=0.01)
     points, truth = data
     order, mean = torch.randperm(len(points)), math.nan
@@ -86,7 +94,7 @@ def train(
             order = torch.randperm(len(points))
         chosen, order = order[: options.batch], order[options.batch :]
         optimizer.zero_grad()
-        value = loss(model(turned(points[chosen])), truth[chosen])
+        value = loss(run(model, turned(points[chosen])), truth[chosen])
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
@@ -106,7 +114,7 @@ def test(options: argparse.Namespace, model: TPatchNet) -> np.ndarray:
     total = np.zeros((len(NAMES), len(NAMES)), dtype=np.int64)
     for i in range(options.held_out):
         points, truth = clips(options, i, list(range(len(NAMES))))
-        found = model(points).argmax(-1)
+        found = run(model, points).argmax(-1)
         total += confusion_matrix(truth.flatten(), found.flatten(), labels=range(len(NAMES)))
     return total
 

@@ -27,12 +27,15 @@ def train(example):
     return example("train_tpatchnet")
 
 
-def test_runs_from_end_to_end(train, monkeypatch, tmp_path, capsys):
-    sizes = "--steps 2 --motions 1 --batch 4 --frames 6 --points 64 --held-out 1"
+@pytest.mark.parametrize("features", (0, 3))
+def test_runs_from_end_to_end(train, monkeypatch, tmp_path, capsys, features):
+    sizes = (
+        "--places " * bool(features) + "--steps 2 --motions 1 --batch 4 --frames 6 --points 64 --held-out 1"
+    )
     monkeypatch.setattr(sys, "argv", ["train_tpatchnet.py", *sizes.split(), "--out", str(tmp_path)])
     train.main()
     assert (tmp_path / "tpatches.png").stat().st_size > 10_000
-    model = TPatchNet(len(train.NAMES), levels=train.LEVELS, smoothing=6)
+    model = TPatchNet(len(train.NAMES), features, levels=train.LEVELS, smoothing=6)
     model.load_state_dict(torch.load(tmp_path / "tpatchnet.pt", weights_only=True))
     printed = capsys.readouterr().out
     for words in (
