@@ -198,9 +198,9 @@ class Convolution(nn.Module):
         self.margins = (frames - 1) // 2, frames // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        channels_first = F.pad(x, (0, 0, 0, 0, *self.margins)).permute(0, 3, 1, 2)  # in name: nothing is copied
+        images = F.pad(x, (0, 0, 0, 0, *self.margins)).permute(0, 3, 1, 2)  # as channels_last
         weight, bias = self.convolution.weight[..., None], self.convolution.bias
-        return F.conv2d(channels_first, weight, bias).permute(0, 2, 3, 1)
+        return F.conv2d(images, weight, bias).permute(0, 2, 3, 1)
 
 
 class Attention(nn.Module):
