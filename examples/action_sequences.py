@@ -21,86 +21,97 @@ JOINTS: dict[str, tuple[str | None, tuple[float, float, float]]] = {
     "right hip": ("hips", (0.1, 0, 0)),
     "right knee": ("right hip", (0, 0, -0.47)),
     "right foot": ("right knee", (0, 0, -0.47)),
+    "right toes": ("right foot", (0, 0.2, 0)),
     "left hip": ("hips", (-0.1, 0, 0)),
     "left knee": ("left hip", (0, 0, -0.47)),
     "left foot": ("left knee", (0, 0, -0.47)),
+    "left toes": ("left foot", (0, 0.2, 0)),
 }
 NAMES = list(JOINTS)
 
 Pose = dict[
     str, tuple[float, float]
-]  # joint -> how far what hangs on it is swung ahead and to the right, radians
+]  # joint -> how far what hangs on it swings ahead and to the right, radians
+Body = tuple[Pose, float, float]  # pose, how far up, how far turned to the left
+Motion = Callable[[float, float], Body]  # of the phase, radians, and the amplitude, about 1
+SIDES = (("right", 1), ("left", -1))
 
 
-def idle(phase: float, size: float) -> tuple[Pose, float, float]:
+def idle(phase: float, size: float) -> Body:
     return {"chest": (0, 0.08 * size * math.sin(phase))}, 0, 0
 
 
-def wave(phase: float, size: float) -> tuple[Pose, float, float]:
+def wave(phase: float, size: float) -> Body:
     return {"right shoulder": (0, 1.9), "right elbow": (0, 0.7 + 0.7 * size * math.sin(phase))}, 0, 0
 
 
-def squat(phase: float, size: float) -> tuple[Pose, float, float]:
-    bend = size * (1 - math.cos(phase)) / 2
-    legs = {f"{s} hip": (1.1 * bend, 0) for s in ("right", "left")}
-    legs |= {f"{s} knee": (-2.1 * bend, 0) for s in ("right", "left")}
-    arms = {f"{s} shoulder": (1.2 * bend, 0) for s in ("right", "left")}
-    return {**legs, **arms}, 0.47 * (math.cos(1.1 * bend) + math.cos(bend) - 2), 0
+def walk(phase: float, size: float) -> Body:
+    pose: Pose = {}
+    for side, sign in SIDES:
+        pose[f"{side} hip"] = 0.5 * sign * size * math.sin(phase), 0
+        pose[f"{side} knee"] = -1.0 * size * max(0.0, sign * math.cos(phase)), 0  # bent on its way ahead
+        pose[f"{side} shoulder"] = -0.4 * sign * size * math.sin(phase), 0
+    return pose, 0, 0
 
 
-def jump(phase: float, size: float) -> tuple[Pose, float, float]:
+def jump(phase: float, size: float) -> Body:
     up = max(0.0, math.sin(phase))
     bend = 0.5 * size * max(0.0, -math.sin(phase))
-    legs = {f"{s} hip": (bend, 0) for s in ("right", "left")} | {
-        f"{s} knee": (-2 * bend, 0) for s in ("right", "left")
-    }
-    arms = {"right shoulder": (0, 1.8 * up), "left shoulder": (0, -1.8 * up)}
-    return {**legs, **arms}, 0.4 * size * up - 0.94 * (1 - math.cos(bend)), 0
+    pose: Pose = {f"{side} shoulder": (0, 1.8 * sign * up) for side, sign in SIDES}
+    for side, _ in SIDES:
+        pose |= {f"{side} hip": (bend, 0), f"{side} knee": (-2 * bend, 0)}
+    return pose, 0.4 * size * up - 0.94 * (1 - math.cos(bend)), 0
 
 
-def turn(sign: int) -> Callable[[float, float], tuple[Pose, float, float]]:
-    return lambda phase, size: ({}, 0, sign * size * phase / 2)
+def turn(phase: float, size: float) -> Body:
+    return {}, 0, 0.8 * size * phase
 
 
-def circle(sign: int) -> Callable[[float, float], tuple[Pose, float, float]]:
-    def pose(phase: float, size: float) -> tuple[Pose, float, float]:
-        swing, away = sign * phase, 0.5 * size
-        arms = {f"{s} shoulder": (swing, 0) for s in ("right", "left")}
-        return {**arms, "right elbow": (away - 0.5, 0), "left elbow": (away - 0.5, 0)}, 0, 0
-
-    return pose
+def circle(phase: float, size: float) -> Body:
+    return {f"{side} shoulder": (phase, 0) for side, _ in SIDES}, 0, 0
 
 
-def walk(sign: int) -> Callable[[float, float], tuple[Pose, float, float]]:
-    def pose(phase: float, size: float) -> tuple[Pose, float, float]:
-        legs: Pose = {}
-        for side, shift in (("right", 0.0), ("left", math.pi)):
-            at = sign * phase + shift
-            legs[f"{side} hip"] = 0.5 * size * math.sin(at), 0
-            legs[f"{side} knee"] = -0.7 * size * max(0.0, math.cos(at)), 0  # bent on its way ahead
-            legs[f"{side} shoulder"] = -0.4 * size * math.sin(at), 0
-        return legs, 0, 0
-
-    return pose
+def arms(phase: float, size: float) -> Body:
+    up = size * (1 - math.cos(phase))
+    return {f"{side} shoulder": (0, sign * (0.2 + up)) for side, sign in SIDES}, 0, 0
 
 
-def bow(phase: float, size: float) -> tuple[Pose, float, float]:
+def knees(phase: float, size: float) -> Body:
+    bend = 1.1 * size * (1 - math.cos(phase)) / 2
+    pose: Pose = {f"{side} shoulder": (bend, 0) for side, _ in SIDES}
+    for side, _ in SIDES:
+        pose |= {f"{side} hip": (bend, 0), f"{side} knee": (-1.9 * bend, 0)}
+    return pose, 0.47 * (math.cos(bend) + math.cos(0.9 * bend) - 2), 0
+
+
+def back(phase: float, size: float) -> Body:
     return {"hips": (0.6 * size * (1 - math.cos(phase)), 0)}, 0, 0
 
 
-ACTIONS = {
+# What is done again and again, from any phase on; and what has an end, of which the reverse is another action: no frame
+# tells these two apart, what comes before and after does.
+AGAIN: dict[str, Motion] = {
     "idle": idle,
     "wave": wave,
-    "squat": squat,
+    "walk": walk,
     "jump": jump,
-    "turn left": turn(1),
-    "turn right": turn(-1),
-    "circle ahead": circle(1),
-    "circle back": circle(-1),
-    "walk": walk(1),
-    "walk backwards": walk(-1),
-    "bow": bow,
+    "turn": turn,
+    "circle arms": circle,
 }
+THERE: dict[str, Motion] = {"raise arms": arms, "squat": knees, "bow": back}
+BACK: dict[str, Motion] = {"lower arms": arms, "stand up": knees, "straighten": back}
+ACTIONS = [*AGAIN, *(name for pair in zip(THERE, BACK, strict=True) for name in pair)]
+
+
+def _phases(rng: np.random.Generator, action: str, frames: int) -> np.ndarray:
+    """Of every frame, from a beginning and at a speed of its own."""
+    time = np.arange(frames)
+    if action in AGAIN:
+        sign = rng.choice((-1, 1)) if action == "turn" else 1
+        return sign * (rng.uniform(0, 2 * math.pi) + rng.uniform(0.18, 0.3) * time)
+    begin, share = rng.uniform(0, 0.3), rng.uniform(0.5, 0.7)
+    way = math.pi * (begin + share * time / max(1, frames - 1))
+    return way[::-1] if action in BACK else way
 
 
 def _swing(ahead: float, right: float) -> np.ndarray:
@@ -138,16 +149,16 @@ def sequence(
     for name in NAMES:  # both sides alike
         if name.startswith("left"):
             scales[name] = scales[name.replace("left", "right")]
-    phase, speed, amplitude = rng.uniform(0, 2 * math.pi), rng.uniform(0.25, 0.45), rng.uniform(0.75, 1.15)
-    heading, lean = rng.uniform(0, 2 * math.pi), rng.normal(0, 0.05, (len(NAMES), 2))
+    motion, amplitude = {**AGAIN, **THERE, **BACK}[action], rng.uniform(0.75, 1.15)
+    heading, lean = rng.uniform(-0.8, 0.8), rng.normal(0, 0.05, (len(NAMES), 2))
     bones = [(NAMES.index(parent), i) for i, (parent, _) in enumerate(JOINTS.values()) if parent is not None]
     lengths = np.array([np.linalg.norm(JOINTS[NAMES[i]][1]) for _, i in bones])
     bone = rng.choice(len(bones), points, p=lengths / lengths.sum())
     along, around = rng.uniform(0, 1, (points, 1)), rng.normal(0, 0.035, (points, 3))
     ends = np.array(bones)[bone]
     clouds = np.empty((frames, points, 3), np.float32)
-    for t in range(frames):
-        pose, height, turned = ACTIONS[action](phase + speed * t, amplitude)
+    for t, phase in enumerate(_phases(rng, action, frames)):
+        pose, height, turned = motion(phase, amplitude)
         pose = {n: tuple(np.add(pose.get(n, (0, 0)), lean[i])) for i, n in enumerate(NAMES)}
         joints = _skeleton(scales, pose, height, heading + turned)
         cloud = joints[ends[:, 0]] * (1 - along) + joints[ends[:, 1]] * along + around

@@ -198,8 +198,9 @@ class Convolution(nn.Module):
         self.margins = (frames - 1) // 2, frames // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.permute(0, 2, 3, 1).flatten(0, 1)
-        return self.convolution(F.pad(rows, self.margins)).unflatten(0, (len(x), -1)).permute(0, 3, 1, 2)
+        images = F.pad(x, (0, 0, 0, 0, *self.margins)).permute(0, 3, 1, 2)  # as channels_last
+        weight, bias = self.convolution.weight[..., None], self.convolution.bias
+        return F.conv2d(images, weight, bias).permute(0, 2, 3, 1)
 
 
 class Attention(nn.Module):

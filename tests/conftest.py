@@ -9,7 +9,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import contract`, which is no test itself
-pytest.register_assert_rewrite("contract")
+pytest.register_assert_rewrite("closeness", "contract", "transforms")
 
 
 def pytest_addoption(parser):

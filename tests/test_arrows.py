@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pyops
-from pyops import testing
+from pyops._samples import SAMPLES
 
 ROOT = Path(__file__).resolve().parents[1]
 STEMS = sorted(path.stem for path in (ROOT / "pyops" / "ops").glob("[!_]*.py"))
@@ -126,4 +126,4 @@ def test_nothing_is_in_a_layer_without_an_operator():
 
 def test_public_names_have_a_definition_and_a_self_check():
     functions = {name for name in pyops.__all__ if inspect.isfunction(getattr(pyops, name))} - {"build_info"}
-    assert functions == set(pyops.reference.__all__) == set(testing._SAMPLES)
+    assert functions == set(pyops.reference.__all__) == set(SAMPLES)

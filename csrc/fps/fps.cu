@@ -57,6 +57,13 @@ __device__ __forceinline__ void fill_rest(int64_t* to, int64_t from, int64_t sam
   for (int64_t i = from + threadIdx.x; i < samples; i += blockDim.x) to[i] = -1;
 }
 
+// Offers a point as the first sample, the start above all others; its distance before there is any sample.
+__device__ __forceinline__ float offer(Pick& best, bool candidate, int64_t i, int64_t start) {
+  const unsigned rank = candidate ? (i == start ? 2u : 1u) : 0u;
+  if (rank > best.rank) best = pick(rank, i);
+  return candidate ? INFINITY : -1.f;
+}
+
 template <class T, int kDims, int kEach>
 __global__ void __launch_bounds__(kMostThreads)
     sample_registers(const Points<T> clouds, const Problem p, int64_t* out) {
@@ -77,9 +84,7 @@ __global__ void __launch_bounds__(kMostThreads)
       x[k][d] = i < length && d < dims ? coordinate(points, i, d) : 0.f;
       candidate = candidate && x[k][d] == x[k][d];
     }
-    nearest[k] = candidate ? INFINITY : -1.f;
-    const unsigned rank = candidate ? (i == start ? 2u : 1u) : 0u;
-    if (rank > best.rank) best = pick(rank, i);
+    nearest[k] = offer(best, candidate, i, start);
   }
   for (int64_t sample = 0; sample < p.samples; ++sample) {
     best = greatest_of_block(best, of_warps[sample % 2]);
@@ -122,9 +127,7 @@ __global__ void __launch_bounds__(kMostThreads)
       const float x = coordinate(points, i, d);
       candidate = candidate && x == x;
     }
-    nearest[i] = candidate ? INFINITY : -1.f;
-    const unsigned rank = candidate ? (i == start ? 2u : 1u) : 0u;
-    if (rank > best.rank) best = pick(rank, i);
+    nearest[i] = offer(best, candidate, i, start);
   }
   for (int64_t sample = 0; sample < p.samples; ++sample) {
     best = greatest_of_block(best, of_warps[sample % 2]);

@@ -27,8 +27,15 @@ def count_of(lengths, b, most):
 
 
 @triton.jit
-def distances_to(query, points, b, m, j, mask, dims):
-    """From query m to points j, NaN beyond the mask."""
+def search_of(program, query_lengths, lengths, queries, most):
+    """Cloud, query, and how many points it is compared with."""
+    b, m = program // queries, program % queries
+    return b, m, tl.where(m < count_of(query_lengths, b, queries), count_of(lengths, b, most), 0)
+
+
+@triton.jit
+def keys_of(query, points, b, m, j, mask, dims, limit):
+    """Of points j as neighbours of query m; nothing where one is too far, no number, or beyond the mask."""
     total = tl.zeros(j.shape, tl.float32)
     for i in range(0, dims):
         d = tl.cast(i, tl.int64)
@@ -36,7 +43,8 @@ def distances_to(query, points, b, m, j, mask, dims):
         other = tl.load(points[0] + b * points[1] + j * points[2] + d * points[3], mask, 0).to(tl.float32)
         offset = own - other
         total += offset * offset
-    return tl.where(mask, total, float("nan"))
+    bits = total.to(tl.int32, bitcast=True).to(tl.int64)
+    return tl.where(mask & (total <= limit) & (total <= _LARGEST), (bits << 32) | j, _NOTHING)
 
 
 @triton.jit
@@ -55,8 +63,7 @@ def nearest_kernel(
 ):  # fmt: skip
     queries, most, dims, k = sizes
     program = tl.program_id(0).to(tl.int64)
-    b, m = program // queries, program % queries
-    count = tl.where(m < count_of(query_lengths, b, queries), count_of(lengths, b, most), 0)
+    b, m, count = search_of(program, query_lengths, lengths, queries, most)
     slot = tl.arange(0, K)
     # Empty places all differ from one another, and from every neighbour.
     best = tl.where(slot < k, _NOTHING - 1 - slot.to(tl.int64), -1)
@@ -64,9 +71,7 @@ def nearest_kernel(
     begin = tl.cast(0, tl.int64)
     while begin < count:
         j = begin + tl.arange(0, POINTS)
-        distance = distances_to(query, points, b, m, j, j < count, dims)
-        bits = distance.to(tl.int32, bitcast=True).to(tl.int64)
-        keys = tl.where((distance <= limit) & (distance <= _LARGEST), (bits << 32) | j, _NOTHING)
+        keys = keys_of(query, points, b, m, j, j < count, dims, limit)
         least = tl.min(keys, 0)
         while least < farthest:
             best = tl.where(best == farthest, least, best)
@@ -88,16 +93,14 @@ def ball_kernel(
 ):  # fmt: skip
     queries, most, dims, k = sizes
     program = tl.program_id(0).to(tl.int64)
-    b, m = program // queries, program % queries
-    count = tl.where(m < count_of(query_lengths, b, queries), count_of(lengths, b, most), 0)
+    b, m, count = search_of(program, query_lengths, lengths, queries, most)
     begin, found = tl.cast(0, tl.int64), tl.cast(0, tl.int32)
     while (begin < count) & (found < k):
         j = begin + tl.arange(0, POINTS)
-        distance = distances_to(query, points, b, m, j, j < count, dims)
-        inside = (distance <= limit) & (distance <= _LARGEST)
+        keys = keys_of(query, points, b, m, j, j < count, dims, limit)
+        inside = keys != _NOTHING
         place = found + tl.cumsum(inside.to(tl.int32), 0) - 1
-        bits = distance.to(tl.int32, bitcast=True).to(tl.int64)
-        store(distances, indices, program * k + place, (bits << 32) | j, inside & (place < k))
+        store(distances, indices, program * k + place, keys, inside & (place < k))
         found += tl.sum(inside.to(tl.int32), 0)
         begin += POINTS
     slot = tl.arange(0, K)

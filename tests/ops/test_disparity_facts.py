@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import contract
+import closeness
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,12 +55,12 @@ def test_any_call(inputs):
             result, exact, near_pixels(inputs, None), atol=0, max_share=0.1
         )
         return
-    contract.assert_values_close(function, definition, inputs)
+    closeness.assert_values_close(function, definition, inputs)
     upstream = torch.randn(result.shape, dtype=torch.float64)
     if "image" in inputs:
         upstream = upstream.masked_fill(near_pixels(inputs, "disparity"), 0)
     rounding = torch.finfo(torch.float32).eps
-    contract.assert_gradients_close(
+    closeness.assert_gradients_close(
         function, definition, inputs, list(inputs), upstream.to(result.dtype), rounding=rounding
     )
 

@@ -103,6 +103,8 @@ def invalid_interpolation(inputs):
     ]
 
 
+SMALL = ((2, 7, 5, 6, 3), (3, 9, 4, 5, 3))
+BOTH = dict(dtypes=FLOATS, small=SMALL, tiny=(2, 4, 3, 3, 2), poison=poison)
 CASES = [
     OpCase(
         name="gather_points",
@@ -110,16 +112,13 @@ CASES = [
         reference=pyops.reference.gather_points,
         make_inputs=gather_inputs,
         differentiable=("values",),
-        dtypes=FLOATS,
         # batch, points, channels, and the axes of queries
         shapes=(
             *((3, 200, 67, 150, 5), (2, 40, 3, 500), (2, 9, 1, 4, 3, 2), (1, 1, 1, 1), (1, 300, 8, 2000)),
             *((2, 0, 3, 4), (0, 5, 3, 4), (2, 5, 0, 4), (2, 5, 3, 0), (2, 7, 32, 40)),
         ),
-        small=((2, 7, 5, 6, 3), (3, 9, 4, 5, 3)),
-        tiny=(2, 4, 3, 3, 2),
-        poison=poison,
         invalid=invalid,
+        **BOTH,
     ),
     OpCase(
         name="blend_points",
@@ -127,16 +126,13 @@ CASES = [
         reference=pyops.reference.blend_points,
         make_inputs=blend_inputs,
         differentiable=("values", "weights"),
-        dtypes=FLOATS,
         # batch, points, channels, queries, neighbours
         shapes=(
             *((3, 100, 67, 150, 3), (2, 40, 3, 90, 16), (1, 1, 1, 1, 1), (2, 0, 3, 4, 2), (0, 5, 3, 4, 2)),
             *((2, 5, 0, 4, 2), (2, 5, 3, 0, 2), (2, 5, 3, 4, 0), (2, 9, 32, 40, 3)),
         ),
-        small=((2, 7, 5, 6, 3), (3, 9, 4, 5, 3)),
-        tiny=(2, 4, 3, 3, 2),
-        poison=poison,
         invalid=invalid_blend,
+        **BOTH,
     ),
     OpCase(
         name="three_interpolate",
@@ -147,7 +143,7 @@ CASES = [
         dtypes=(torch.float32, torch.float64),
         # batch, points, channels, queries, axes
         shapes=((2, 60, 17, 90, 3), (1, 2, 3, 5, 3), (1, 1, 1, 1, 1), (2, 5, 3, 0, 2), (0, 5, 3, 4, 2)),
-        small=((2, 7, 5, 6, 3), (3, 9, 4, 5, 3)),
+        small=SMALL,
         tiny=(2, 5, 2, 3, 2),
         invalid=invalid_interpolation,
     ),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from memory import LAYOUTS, Guarded, guarded_allocations, relayout
 from torch.testing import assert_close
+from transforms import Recorder
 
 import pyops
 from pyops import ModulationWeights, testing
@@ -176,10 +177,10 @@ def test_a_part_of_a_large_image_is_that_of_a_small_one():
 
 def test_gradient_takes_the_layers_and_no_gradient_the_passes():
     inputs = CASES[0].inputs((1, 9, 9, 4, 4, 4), torch.float32)
-    with contract.Recorder() as recorder:
+    with Recorder() as recorder:
         fused(inputs)
     assert [str(op) for op, _ in recorder.calls] == ["pyops.relation_aware_modulation.default"]
-    with contract.Recorder() as recorder:
+    with Recorder() as recorder:
         relation_aware_modulation(**{**inputs, "query": inputs["query"].requires_grad_()})
     assert [str(op) for op, _ in recorder.calls] == ["pyops.lut3d.default"]
 

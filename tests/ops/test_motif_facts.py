@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contract
+import closeness
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,10 +36,10 @@ def test_any_call(inputs):
     function, definition = getattr(pyops, name), getattr(reference, name)
     result, features = function(**inputs), inputs["features"]
     assert result.dtype == features.dtype and result.shape == features.shape
-    contract.assert_values_close(function, definition, inputs)
+    closeness.assert_values_close(function, definition, inputs)
     upstream = torch.randn(result.shape, dtype=torch.float64).to(result.dtype)
     rounding = torch.finfo(torch.float32).eps
-    contract.assert_gradients_close(function, definition, inputs, list(inputs), upstream, rounding=rounding)
+    closeness.assert_gradients_close(function, definition, inputs, list(inputs), upstream, rounding=rounding)
 
 
 # ---- facts: constant_highpass --------------------------------------------------------------------------

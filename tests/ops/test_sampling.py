@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import closeness
 import contract
 import torch
 from hypothesis import given, settings
@@ -350,13 +351,13 @@ def test_any_call(inputs):
         band = near_discontinuity(inputs, None)
         testing.assert_close_with_boundary_band(result, exact, band, atol=0, max_share=0.1)
         return
-    contract.assert_values_close(function, definition, inputs)
+    closeness.assert_values_close(function, definition, inputs)
     names = [name for name, t in inputs.items() if isinstance(t, torch.Tensor) and t.is_floating_point()]
     upstream = torch.randn(result.shape, dtype=torch.float64)
     for name in names:
         band = near_discontinuity(inputs, name)
         upstream = upstream if band is None else upstream.masked_fill(band, 0)
-    contract.assert_gradients_close(
+    closeness.assert_gradients_close(
         function,
         definition,
         inputs,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import Recorder
 from places import exact_places, pixel_centres, rand
+from transforms import Recorder
 
 import pyops
 from pyops.testing import gradients
