@@ -20,6 +20,7 @@
 
 #include <cmath>
 
+#include "knn_pairs.h"
 #include "knn_rows.h"
 
 namespace pyops::knn::products {
@@ -98,41 +99,17 @@ struct Selection {
   }
 };
 
-// Distances of kLanes points to a query, in the order of the definition.
-template <class A>
-PYOPS_HD Vector<A> distances_of(const Panels<A>& cloud, const A* query, const Candidate<A>* candidates) {
-  using V = Vector<A>;
-  constexpr int64_t n = kLanes<A>;
-  const A* rows[n];
-  for (int64_t j = 0; j < n; ++j) rows[j] = cloud.points + int64_t(candidates[j].index) * cloud.stride;
-  V sum{};
-  int64_t d = 0;
-  for (; d + n <= cloud.dims; d += n) {
-    V block[n];
-#pragma GCC unroll 8
-    for (int64_t j = 0; j < n; ++j) block[j] = simd::load<V>(rows[j] + d);
-    simd::transpose(block);
-#pragma GCC unroll 8
-    for (int64_t j = 0; j < n; ++j) sum += square(simd::splat(query[d + j]) - block[j]);
-  }
-  for (; d < cloud.dims; ++d) {
-    alignas(32) A element[n];
-    for (int64_t j = 0; j < n; ++j) element[j] = rows[j][d];
-    sum += square(simd::splat(query[d]) - simd::load<V>(element));
-  }
-  return sum;
-}
-
 // Turns candidates into keys.
 template <class A>
 PYOPS_HD void compute(const Panels<A>& cloud, const Selection<A>& s, Best<A>& best) {
   constexpr int64_t n = kLanes<A>;
   const A most = std::min(s.limit, std::numeric_limits<A>::max());
   for (int64_t i = 0; i < best.waiting; i += n) {
-    Candidate<A> some[n];
+    const Candidate<A>* const some = best.candidates + i;
     const int64_t count = std::min(n, best.waiting - i);
-    for (int64_t j = 0; j < n; ++j) some[j] = best.candidates[i + std::min(j, count - 1)];
-    const Vector<A> distances = distances_of(cloud, best.query, some);
+    const A* rows[n];
+    for (int64_t j = 0; j < n; ++j) rows[j] = cloud.points + int64_t(some[std::min(j, count - 1)].index) * cloud.stride;
+    const Vector<A> distances = distances_to_rows<A>(best.query, rows, cloud.dims);
     for (int64_t j = 0; j < count; ++j)
       if (distances[j] <= most) best.keys[best.found++] = key_of<A>(distances[j], some[j].index);
   }
