@@ -51,7 +51,7 @@ def edge_lengths(x: Tensor, indptr: Tensor, indices: Tensor) -> Tensor:
     """Euclidean lengths ``[E]`` of edges between rows of ``x``; an edge of length 0 has no gradient."""
     rows = rows_of(indptr, indices)
     wide = x.to(arithmetic_dtype(x))
-    total = wide.new_zeros(len(indices))
+    total = wide.new_zeros(indices.shape[0])
     for d in range(x.shape[1]):
         coordinate = wide[:, d]
         total = total + (coordinate[rows] - coordinate[indices]).square()
@@ -61,4 +61,4 @@ def edge_lengths(x: Tensor, indptr: Tensor, indices: Tensor) -> Tensor:
 
 def rows_of(indptr: Tensor, indices: Tensor) -> Tensor:
     """The row that each edge leaves, ``[E]``."""
-    return torch.searchsorted(indptr, torch.arange(len(indices), device=indptr.device), right=True) - 1
+    return torch.searchsorted(indptr, torch.arange(indices.shape[0], device=indptr.device), right=True) - 1
