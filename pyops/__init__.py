@@ -10,6 +10,7 @@ from .ops.fps import farthest_point_sample
 from .ops.gather import blend_points, gather_points, three_interpolate
 from .ops.groupwise import groupwise_correlation
 from .ops.knn import Neighbors, ball_query, chamfer_distance, knn
+from .ops.knn_graph import Graph, knn_graph
 from .ops.local_correlation import local_correlation
 from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
@@ -19,6 +20,7 @@ from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_verti
 from .ops.tpatches import TPatches, bidirectional_tpatches, extract_tpatches
 
 __all__ = [
+    "Graph",
     "ModulationWeights",
     "Neighbors",
     "TPatches",
@@ -50,6 +52,7 @@ __all__ = [
     "inverse_vertices",
     "keep_memory",
     "knn",
+    "knn_graph",
     "local_correlation",
     "lut3d",
     "lut_monotonicity",

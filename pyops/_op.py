@@ -25,12 +25,14 @@ def declare(
     backward: Callable[..., Any] | None = None,
     composed: tuple[str, Callable[..., Any]] | None = None,
     batched: bool = False,
+    plain: Callable[..., Any] | None = None,
 ) -> None:
     """Completes the native operator ``pyops::<op>``, which lives in the files called ``stem`` of every layer.
 
     ``batched`` says that the first axis of every tensor is the batch, so that vmap can map its axis into it.
     Without the CUDA library, CUDA tensors go to the function ``op`` of ``pyops.triton.<stem>``. An operator that calls
     other operators on every device has no native code: ``composed`` is the rest of its schema, and that function.
+    ``plain`` is what runs on CUDA where PyTorch's operators serve, and there is neither a CUDA nor a Triton kernel.
     """
     name = f"pyops::{op}"
     if composed is not None:
@@ -45,7 +47,9 @@ def declare(
         torch.library.register_vmap(name, vmap)
     if backward is not None:
         torch.library.register_autograd(name, backward, setup_context=setup_context)
-    if composed is None and not _native.cuda_loaded:
+    if plain is not None:
+        _library.impl(op, plain, "CUDA")
+    elif composed is None and not _native.cuda_loaded:
         _library.impl(op, _triton_kernel(op, stem), "CUDA")
 
 

@@ -167,6 +167,7 @@ SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "constant_highpass": lambda: [dict(features=torch.linspace(-9, 9, 2400).sin().view(2, 6, 10, 20))],
     "camp_conv": _camp_samples,
     "knn": lambda: _point_samples("knn"),
+    "knn_graph": lambda: [dict(x=torch.linspace(0, 99, 600).sin().view(200, 3), k=5)],
     "ball_query": lambda: _point_samples("ball_query"),
     "chamfer_distance": lambda: _point_samples("chamfer_distance"),
     "separable_grid_sample": lambda: _sampling_samples(0),

@@ -11,10 +11,12 @@ from benches import CPU, disagreeing, matches
 from bench.ops.fps import Fps
 from bench.ops.gather import Gather, Interpolate
 from bench.ops.knn import Knn
+from bench.ops.knn_graph import KnnGraph
 from bench.ops.tpatches import TPatches
 from bench.peers import fps as fps_peers
 from bench.peers import gather as gather_peers
 from bench.peers import knn as knn_peers
+from bench.peers import knn_graph as knn_graph_peers
 from bench.peers import tpatches as tpatches_peers
 
 SAMPLES = Fps(points=150, samples=40, batch=2)
@@ -107,3 +109,14 @@ def test_tpatches_finds_out_other_work(case):
         [indices, distances.sqrt()],
     ):
         assert not matches(case, other, expected)
+
+
+@pytest.mark.parametrize(
+    "case", (KnnGraph(points=80, k=4), KnnGraph(points=60, dims=20, k=7, backward=True)), ids=str
+)
+def test_knn_graph_contestants_agree(case):
+    assert disagreeing(case, knn_graph_peers.PEERS) == []
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    other = case.task(knn_graph_peers.composed, {"x": x["x"] * torch.tensor([3.0] + [1.0] * (case.dims - 1))})
+    assert not matches(case, list(other.view(other.call())), expected)

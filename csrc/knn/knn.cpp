@@ -49,8 +49,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& query, const Tensor& points, in
                                    const std::optional<Tensor>& query_lengths, const std::optional<Tensor>& lengths,
                                    double limit) {
   return search_with(query, points, k, query_lengths, lengths, limit, [](const auto& search) {
-    // The one place where searches part: clouds of few dimensions, and all others.
+    // The one place where searches part: large clouds of few dimensions, clouds of many, and all others.
     if (wants_tree(search.p)) search_trees(search);
+    else if (wants_products(search.p)) search_products(search);
     else search_rows(search);
   });
 }

@@ -109,6 +109,11 @@ bool wants_tree(const Problem& p);
 template <class T>
 void search_trees(const Search<T>& s);
 
+// Whether distances are worth bounding by products, and the search that does.
+bool wants_products(const Problem& p);
+template <class T>
+void search_products(const Search<T>& s);
+
 // New results, filled by `f` with a Search of the type of the query.
 template <class F>
 std::tuple<Tensor, Tensor> search_with(const Tensor& query, const Tensor& points, int64_t k,

@@ -10,6 +10,7 @@ from .fps import farthest_point_sample
 from .gather import blend_points, gather_points, three_interpolate
 from .groupwise import groupwise_correlation
 from .knn import ball_query, chamfer_distance, knn
+from .knn_graph import knn_graph
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
@@ -44,6 +45,7 @@ __all__ = [
     "interval_vertices",
     "inverse_vertices",
     "knn",
+    "knn_graph",
     "local_correlation",
     "lut3d",
     "lut_monotonicity",

@@ -140,7 +140,14 @@ def case(name, op, counted=False, radius=None, dims=3, shapes=()):
 
 CASES = [
     case("knn", "knn", shapes=((1, 200, 1500, 3, 16), (2, 9, 700, 3, 70), (1, 5, 0, 3, 2))),
-    case("knn-lengths", "knn", True, "max_radius", 9, shapes=((3, 20, 40, 9, 40), (2, 6, 33, 65, 3))),
+    case(
+        "knn-lengths",
+        "knn",
+        True,
+        "max_radius",
+        9,
+        shapes=((3, 20, 40, 9, 40), (2, 6, 33, 65, 3), (2, 17, 1000, 20, 1), (2, 20, 900, 24, 2)),
+    ),
     case("ball-query", "ball_query", True, "radius", 3, shapes=((2, 9, 300, 3, 33),)),
 ]
 
