@@ -7,6 +7,7 @@ from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
 from .ops.fps import farthest_point_sample
 from .ops.gather import blend_points, gather_points, three_interpolate
+from .ops.geodesic import geodesic_distances
 from .ops.groupwise import groupwise_correlation
 from .ops.knn import Neighbors, ball_query, chamfer_distance, knn
 from .ops.local_correlation import local_correlation
@@ -16,8 +17,10 @@ from .ops.modulation import ModulationWeights, relation_aware_modulation
 from .ops.motif import camp_conv, constant_highpass
 from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
 from .ops.tpatches import TPatches, bidirectional_tpatches, extract_tpatches
+from .reference.knn_graph import Graph
 
 __all__ = [
+    "Graph",
     "ModulationWeights",
     "Neighbors",
     "TPatches",
@@ -42,6 +45,7 @@ __all__ = [
     "farthest_point_sample",
     "fuse_luts",
     "gather_points",
+    "geodesic_distances",
     "geometry_lookup",
     "groupwise_correlation",
     "identity_lut",
