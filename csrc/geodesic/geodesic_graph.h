@@ -45,16 +45,19 @@ Sparse<A> cleaned(const int64_t* indptr, const int64_t* indices, const A* weight
   return graph;
 }
 
-// The same graph with its vertices in another order; `place` is where each comes to lie.
+// The same graph with its vertices in another order; `place` is where each comes to lie. Gives for each edge which of
+// `from` it is, if wanted.
 template <class A>
-void reorder(const Sparse<A>& from, const std::vector<int32_t>& order, const std::vector<int32_t>& place,
-             Sparse<A>& to) {
+void reorder(const Sparse<A>& from, const std::vector<int32_t>& order, const std::vector<int32_t>& place, Sparse<A>& to,
+             std::vector<int32_t>* names = nullptr) {
   to.start.resize(from.start.size()), to.target.resize(from.target.size()), to.weight.resize(from.weight.size());
   int64_t at = 0;
   for (size_t i = 0; i < order.size(); ++i) {
     to.start[i] = at;
-    for (int64_t e = from.start[order[i]]; e < from.start[order[i] + 1]; ++e, ++at)
+    for (int64_t e = from.start[order[i]]; e < from.start[order[i] + 1]; ++e, ++at) {
       to.target[at] = place[from.target[e]], to.weight[at] = from.weight[e];
+      if (names) names->push_back(int32_t(e));
+    }
   }
   to.start[order.size()] = at;
 }

@@ -46,9 +46,10 @@ PYOPS_HD bool any(simd::i32x8 mask) {
 }
 PYOPS_HD bool any(i64x4 mask) { return any((simd::i32x8)mask); }
 
-// Rows of N numbers, one for each lane, into lanes, `n` of them; the others are filled.
+// Rows of N numbers, one for each lane, into lanes; the others are filled. `place` says where those of a vertex lie.
 template <class A>
-PYOPS_HD void to_lanes(const A* const* rows, int64_t lanes, int64_t n, int64_t width, A filling, A* to) {
+PYOPS_HD void to_lanes(const A* const* rows, const int32_t* place, int64_t lanes, int64_t n, int64_t width, A filling,
+                       A* to) {
   constexpr int64_t step = kLanes<A>;
   for (int64_t lane = 0; lane < width; lane += step) {
     int64_t v = 0;
@@ -56,15 +57,15 @@ PYOPS_HD void to_lanes(const A* const* rows, int64_t lanes, int64_t n, int64_t w
       Vector<A> tile[step];
       for (int64_t k = 0; k < step; ++k) tile[k] = simd::load<Vector<A>>(rows[lane + k] + v);
       simd::transpose(tile);
-      for (int64_t k = 0; k < step; ++k) simd::store(to + (v + k) * width + lane, tile[k]);
+      for (int64_t k = 0; k < step; ++k) simd::store(to + place[v + k] * width + lane, tile[k]);
     }
     for (; v < n; ++v)
       for (int64_t k = 0; k < step; ++k)
-        to[v * width + lane + k] = lane + k < lanes ? rows[lane + k][v] : filling;
+        to[place[v] * width + lane + k] = lane + k < lanes ? rows[lane + k][v] : filling;
   }
 }
 
-// The way back: `place` says where the lanes of each vertex lie; what is `above` or more becomes infinite.
+// The way back; what is `above` or more becomes infinite.
 template <class A>
 PYOPS_HD void from_lanes(const A* from, const int32_t* place, int64_t lanes, int64_t n, int64_t width, A above,
                          A* const* rows) {

@@ -9,15 +9,20 @@
 namespace pyops::geodesic {
 namespace {
 
-// The first edge that attains the distance of a vertex and begins nearer to the source; edges stay where none does.
+template <class A>
+using Place = typename Places<A>::type;
+
+template <class A>
+constexpr Place<A> kNoEdge = std::numeric_limits<Place<A>>::max();
+
+// The first edge, by name, that attains the distance of a vertex and begins nearer to the source; `edges` holds none.
+// Counts for each lane the vertices at a finite distance to which no such edge leads.
 template <class A, int kVectors>
-PYOPS_HD void first_edges(const int64_t* start, const int32_t* target, const A* weight, int64_t vertices,
-                          const A* lanes, typename Places<A>::type* edges) {
-  using Place = typename Places<A>::type;
-  using PlaceVector = typename Places<A>::Vector;
+PYOPS_HD void first_edges(const int64_t* start, const int32_t* target, const A* weight, const int32_t* name,
+                          int64_t vertices, const A* lanes, Place<A>* edges, Place<A>* open) {
+  using V = typename Places<A>::Vector;
   constexpr int64_t width = kVectors * kLanes<A>;
-  const Vector<A> none = simd::splat(std::numeric_limits<A>::infinity());
-  const PlaceVector zero = {};
+  const Vector<A> infinite = simd::splat(std::numeric_limits<A>::infinity());
   for (int64_t v = 0; v < vertices; ++v) {
     Vector<A> from[kVectors];
 #pragma GCC unroll 4
@@ -25,102 +30,142 @@ PYOPS_HD void first_edges(const int64_t* start, const int32_t* target, const A* 
     for (int64_t e = start[v]; e < start[v + 1]; ++e) {
       const int64_t at = target[e] * width;
       const auto length = simd::splat(weight[e]);
-      PlaceVector tight[kVectors], some = zero;
+      V tight[kVectors], some = {};
 #pragma GCC unroll 4
       for (int k = 0; k < kVectors; ++k) {
         const auto after = simd::load<Vector<A>>(lanes + at + k * kLanes<A>);
-        tight[k] = (PlaceVector)(from[k] + length == after) & (PlaceVector)(from[k] < after) &
-                   (PlaceVector)(after < none);
+        tight[k] = (V)(from[k] + length == after) & (V)(from[k] < after) & (V)(after < infinite);
         some |= tight[k];
       }
       if (!any(some)) continue;
-      const PlaceVector own = splat_place(Place(e));
+      const V own = splat_place(Place<A>(name[e]));
 #pragma GCC unroll 4
       for (int k = 0; k < kVectors; ++k) {
-        Place* const place = edges + at + k * kLanes<A>;
-        const auto known = simd::load<PlaceVector>(place);
-        simd::store(place, (tight[k] & (known < zero)) ? own : known);
+        Place<A>* const place = edges + at + k * kLanes<A>;
+        const auto known = simd::load<V>(place);
+        simd::store(place, (tight[k] & (own < known)) ? own : known);
       }
     }
   }
+  V count[kVectors] = {};
+  for (int64_t i = 0; i < vertices * width; i += width)
+#pragma GCC unroll 4
+    for (int k = 0; k < kVectors; ++k)
+      count[k] -= (V)(simd::load<Vector<A>>(lanes + i + k * kLanes<A>) < infinite) &
+                  (simd::load<V>(edges + i + k * kLanes<A>) == splat_place(kNoEdge<A>));
+#pragma GCC unroll 4
+  for (int k = 0; k < kVectors; ++k) simd::store(open + k * kLanes<A>, count[k]);
 }
 
-// Edges to the vertices of one lane that only others at the same distance lead to, round by round.
+// Lanes of edges into rows of N.
 template <class A>
-void settle_level(const Sparse<A>& graph, const A* lanes, typename Places<A>::type* edges, int64_t width,
-                  int64_t source) {
-  using Place = typename Places<A>::type;
-  const int64_t n = graph.vertices();
-  constexpr int32_t open = std::numeric_limits<int32_t>::max();
-  std::vector<int32_t> round(n), front, next;
-  for (int64_t v = 0; v < n; ++v) {
-    const A distance = lanes[v * width];
-    if (distance - distance != A(0)) continue;
-    const bool settled = edges[v * width] >= 0 || v == source;
-    round[v] = settled ? 0 : open;
-    if (settled) front.push_back(int32_t(v));
-  }
-  for (int32_t now = 1; !front.empty(); ++now, front.swap(next)) {
-    next.clear();
-    for (const int32_t u : front)
-      for (int64_t e = graph.start[u]; e < graph.start[u + 1]; ++e) {
-        const int32_t v = graph.target[e];
-        if (round[v] < now || !is_tight(lanes[u * width], graph.weight[e], lanes[v * width])) continue;
-        Place& edge = edges[v * width];
-        if (round[v] == open) round[v] = now, edge = Place(e), next.push_back(v);
-        else edge = std::min(edge, Place(e));
-      }
-  }
+PYOPS_HD void edges_to_rows(const Place<A>* from, const int32_t* place, int64_t n, int64_t width, Place<A>* rows) {
+  constexpr int64_t step = kLanes<A>;
+  int64_t v = 0;
+  for (; v + step <= n; v += step)
+    for (int64_t lane = 0; lane < width; lane += step) {
+      Vector<A> tile[step];  // bits, whatever they would be as numbers
+      for (int64_t k = 0; k < step; ++k) tile[k] = simd::load<Vector<A>>(from + place[v + k] * width + lane);
+      simd::transpose(tile);
+      for (int64_t k = 0; k < step; ++k) simd::store(rows + (lane + k) * n + v, tile[k]);
+    }
+  for (; v < n; ++v)
+    for (int64_t lane = 0; lane < width; ++lane) rows[lane * n + v] = from[place[v] * width + lane];
 }
 
-#define PYOPS_TREE(A)                                                                                         \
-  PYOPS_MULTIVERSION inline void find_edges(const int64_t* start, const int32_t* target, const A* weight,     \
-                                            int64_t vertices, const A* lanes, Places<A>::type* edges) {       \
-    first_edges<A, 2>(start, target, weight, vertices, lanes, edges);                                         \
-  }                                                                                                           \
-  PYOPS_MULTIVERSION inline void read_rows(const A* const* rows, int64_t lanes, int64_t n, int64_t width,     \
-                                           A filling, A* to) {                                                \
-    to_lanes<A>(rows, lanes, n, width, filling, to);                                                          \
+#define PYOPS_TREE(A)                                                                                        \
+  PYOPS_MULTIVERSION inline void find_edges(const int64_t* start, const int32_t* target, const A* weight,    \
+                                            const int32_t* name, int64_t vertices, const A* lanes,           \
+                                            Place<A>* edges, Place<A>* open) {                               \
+    first_edges<A, 2>(start, target, weight, name, vertices, lanes, edges, open);                            \
+  }                                                                                                          \
+  PYOPS_MULTIVERSION inline void read_rows(const A* const* rows, const int32_t* place, int64_t lanes,        \
+                                           int64_t n, int64_t width, A filling, A* to) {                     \
+    to_lanes<A>(rows, place, lanes, n, width, filling, to);                                                  \
+  }                                                                                                          \
+  PYOPS_MULTIVERSION inline void write_edges(const Place<A>* from, const int32_t* place, int64_t n,          \
+                                             int64_t width, Place<A>* rows, A) {                             \
+    edges_to_rows<A>(from, place, n, width, rows);                                                           \
   }
 PYOPS_TREE(float)
 PYOPS_TREE(double)
 #undef PYOPS_TREE
 
+// A graph with its vertices in an order in which neighbours lie near each other.
+template <class A>
+struct Ordered {
+  Sparse<A> graph;
+  std::vector<int32_t> place, name;  // of vertices, and which edge each one is
+
+  explicit Ordered(const Sparse<A>& from) : place(from.vertices()) {
+    const std::vector<int32_t> order = in_balls(from, 256);
+    for (size_t i = 0; i < order.size(); ++i) place[order[i]] = int32_t(i);
+    name.reserve(from.target.size());
+    reorder(from, order, place, graph, &name);
+  }
+};
+
 // The trees of some sources, whose distances are rows of N numbers.
 template <class A>
 class Trees {
  public:
-  using Place = typename Places<A>::type;
   static constexpr int64_t kWidth = 2 * kLanes<A>;
 
-  explicit Trees(const Sparse<A>& graph) : graph_(graph) {}
+  explicit Trees(const Ordered<A>& ordered) : o_(ordered) {}
 
-  // Row `first` and the `count` from there on, at most kWidth.
+  // Of the source `first` and the `count` from there on, at most kWidth.
   void find(const A* distances, const int64_t* sources, int64_t first, int64_t count) {
-    const int64_t n = graph_.vertices();
-    const A infinite = std::numeric_limits<A>::infinity();
+    const Sparse<A>& g = o_.graph;
+    const int64_t n = g.vertices();
     const A* rows[kWidth] = {};
     for (int64_t lane = 0; lane < count; ++lane) rows[lane] = distances + (first + lane) * n;
-    lanes_.resize(n * kWidth), edges_.assign(n * kWidth, Place(-1));
-    read_rows(rows, count, n, kWidth, infinite, lanes_.data());
-    find_edges(graph_.start.data(), graph_.target.data(), graph_.weight.data(), n, lanes_.data(), edges_.data());
+    lanes_.resize(n * kWidth), edges_.assign(n * kWidth, kNoEdge<A>), rows_.resize(n * kWidth);
+    read_rows(rows, o_.place.data(), count, n, kWidth, std::numeric_limits<A>::infinity(), lanes_.data());
+    Place<A> open[kWidth];
+    find_edges(g.start.data(), g.target.data(), g.weight.data(), o_.name.data(), n, lanes_.data(), edges_.data(),
+               open);
     for (int64_t lane = 0; lane < count; ++lane) {
       const int64_t source = sources[first + lane];
-      if (uint64_t(source) < uint64_t(n)) edges_[source * kWidth + lane] = -1;
-      int64_t open = 0;
-      for (int64_t v = 0; v < n; ++v)
-        open += edges_[v * kWidth + lane] < 0 && v != source && lanes_[v * kWidth + lane] < infinite;
-      if (open) settle_level(graph_, lanes_.data() + lane, edges_.data() + lane, kWidth, source);
+      const bool exists = uint64_t(source) < uint64_t(n);
+      const int64_t at = exists ? o_.place[source] : -1;
+      if (exists) edges_[at * kWidth + lane] = kNoEdge<A>;
+      if (open[lane] != Place<A>(exists)) settle_level(lane, at);
     }
+    write_edges(edges_.data(), o_.place.data(), n, kWidth, rows_.data(), A());
   }
 
-  // The edge to `vertex`, -1 where none leads there.
-  int64_t edge(int64_t vertex, int64_t lane) const { return edges_[vertex * kWidth + lane]; }
+  // The edge to each vertex, kNoEdge where none leads there.
+  const Place<A>* edges(int64_t lane) const { return rows_.data() + lane * o_.graph.vertices(); }
 
  private:
-  const Sparse<A>& graph_;
+  const Ordered<A>& o_;
   std::vector<A> lanes_;
-  std::vector<Place> edges_;
+  std::vector<Place<A>> edges_, rows_;
+
+  // Edges to the vertices that only others at the same distance lead to, round by round.
+  void settle_level(int64_t lane, int64_t source) {
+    const Sparse<A>& g = o_.graph;
+    const A* const distance = lanes_.data() + lane;
+    Place<A>* const edge = edges_.data() + lane;
+    constexpr int32_t open = std::numeric_limits<int32_t>::max();
+    std::vector<int32_t> round(g.vertices()), front, next;
+    for (int64_t v = 0; v < g.vertices(); ++v) {
+      const A x = distance[v * kWidth];
+      if (x - x != A(0)) continue;  // stays in round 0, as what is settled
+      if (edge[v * kWidth] != kNoEdge<A> || v == source) front.push_back(int32_t(v));
+      else round[v] = open;
+    }
+    for (int32_t now = 1; !front.empty(); ++now, front.swap(next)) {
+      next.clear();
+      for (const int32_t u : front)
+        for (int64_t e = g.start[u]; e < g.start[u + 1]; ++e) {
+          const int32_t v = g.target[e];
+          if (round[v] < now || !is_tight(distance[u * kWidth], g.weight[e], distance[v * kWidth])) continue;
+          if (round[v] == open) round[v] = now, next.push_back(v);
+          edge[v * kWidth] = std::min(edge[v * kWidth], Place<A>(o_.name[e]));
+        }
+    }
+  }
 };
 
 }  // namespace

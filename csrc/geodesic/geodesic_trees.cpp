@@ -26,20 +26,19 @@ void write_predecessors(const Problem& p, const Graphs<A>& graphs, const A* dist
     const Sparse<A> graph = cleaned(graphs.indptr + b * (p.vertices + 1), graphs.indices + b * p.edges,
                                     graphs.weights + b * p.edges, p, &origins);
     const std::vector<int32_t>& names = edges ? origins.edge : origins.row;
+    const Ordered<A> ordered(graph);
     const A* const from = distances + b * p.sources * p.vertices;
     int64_t* const to = out + b * p.sources * p.vertices;
     parallel_for(0, ceil_div(p.sources, width), 1, [&](int64_t block, int64_t end) {
-      Trees<A> trees(graph);
+      Trees<A> trees(ordered);
       for (; block < end; ++block) {
         const int64_t first = block * width, count = std::min(width, p.sources - first);
         trees.find(from, graphs.sources + b * p.sources, first, count);
-        constexpr int64_t step = 16;  // vertices whose lanes stay at hand
-        for (int64_t v = 0; v < p.vertices; v += step)
-          for (int64_t lane = 0; lane < count; ++lane)
-            for (int64_t i = v; i < std::min(v + step, p.vertices); ++i) {
-              const int64_t e = trees.edge(i, lane);
-              to[(first + lane) * p.vertices + i] = e < 0 ? -1 : int64_t(names[e]);
-            }
+        for (int64_t lane = 0; lane < count; ++lane) {
+          const Place<A>* const found = trees.edges(lane);
+          int64_t* const row = to + (first + lane) * p.vertices;
+          for (int64_t v = 0; v < p.vertices; ++v) row[v] = found[v] == kNoEdge<A> ? -1 : int64_t(names[found[v]]);
+        }
       }
     });
   }
@@ -47,31 +46,34 @@ void write_predecessors(const Problem& p, const Graphs<A>& graphs, const A* dist
 
 // Adds the gradients of one tree to those of its edges: each vertex passes on the sum of all that lie behind it, as soon
 // as the last of its children has passed on to it.
-template <class A>
 class Branches {
  public:
-  void add(const Trees<A>& trees, int64_t lane, const std::vector<int32_t>& row, const A* grad, int64_t n,
-           double* sums) {
-    edge_.resize(n), total_.resize(n), children_.assign(n, 0);
+  template <class A>
+  void add(const Place<A>* edges, const int32_t* row, const A* grad, int64_t n, double* sums) {
+    vertices_.resize(n);
+    for (int64_t v = 0; v < n; ++v) vertices_[v].children = 0;
     for (int64_t v = 0; v < n; ++v) {
-      edge_[v] = int32_t(trees.edge(v, lane)), total_[v] = double(grad[v]);
-      if (edge_[v] >= 0) ++children_[row[edge_[v]]];
+      vertices_[v].before = edges[v] == kNoEdge<A> ? -1 : row[edges[v]];
+      vertices_[v].total = double(grad[v]);
+      if (vertices_[v].before >= 0) ++vertices_[vertices_[v].before].children;
     }
     for (int64_t leaf = 0; leaf < n; ++leaf)
-      for (int64_t v = leaf; children_[v] == 0;) {
-        children_[v] = -1;
-        const int32_t edge = edge_[v];
-        if (edge < 0) break;
-        sums[edge] += total_[v];
-        const int32_t before = row[edge];
-        total_[before] += total_[v], --children_[before];
+      for (int64_t v = leaf; vertices_[v].children == 0;) {
+        vertices_[v].children = -1;
+        const int64_t before = vertices_[v].before;
+        if (before < 0) break;
+        sums[edges[v]] += vertices_[v].total;
+        vertices_[before].total += vertices_[v].total, --vertices_[before].children;
         v = before;
       }
   }
 
  private:
-  std::vector<int32_t> edge_, children_;
-  std::vector<double> total_;
+  struct Vertex {
+    double total;
+    int32_t before, children;
+  };
+  std::vector<Vertex> vertices_;
 };
 
 // Sources come in parts of equal size, which depends on the problem alone; sums of parts are added in their order.
@@ -85,18 +87,19 @@ void add_gradients(const Problem& p, const Graphs<A>& graphs, const A* grad, con
     Origins origins;
     const Sparse<A> graph = cleaned(graphs.indptr + b * (p.vertices + 1), graphs.indices + b * p.edges,
                                     graphs.weights + b * p.edges, p, &origins);
+    const Ordered<A> ordered(graph);
     const int64_t edges = int64_t(graph.target.size()), first_row = b * p.sources;
     std::vector<double> sums(parts * edges, 0.0);
     parallel_for(0, parts, 1, [&](int64_t part, int64_t end) {
-      Trees<A> trees(graph);
-      Branches<A> branches;
+      Trees<A> trees(ordered);
+      Branches branches;
       for (; part < end; ++part)
         for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
           const int64_t first = block * width, count = std::min(width, p.sources - first);
           trees.find(distances + first_row * p.vertices, graphs.sources + first_row, first, count);
           for (int64_t lane = 0; lane < count; ++lane)
-            branches.add(trees, lane, origins.row, grad + (first_row + first + lane) * p.vertices, p.vertices,
-                         sums.data() + part * edges);
+            branches.add<A>(trees.edges(lane), origins.row.data(), grad + (first_row + first + lane) * p.vertices,
+                            p.vertices, sums.data() + part * edges);
         }
     });
     A* const to = out + b * p.edges;
