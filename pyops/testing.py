@@ -351,6 +351,16 @@ def _gather_samples(weighted: bool) -> list[Inputs]:
     return [dict(inputs, weights=torch.rand(2, 80, 3, generator=generator)) if weighted else inputs]
 
 
+def _geodesic_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.randint(60, (400,), generator=generator)
+    weights = torch.rand(400, generator=generator)
+    degrees = torch.randint(60, (400,), generator=generator).bincount(minlength=60)
+    indptr = torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
+    inputs = dict(graph=[indptr, indices, weights], sources=torch.tensor([0, 7, 7, 30]))
+    return [inputs, dict(inputs, sources=None, return_predecessors=True)]
+
+
 def _interpolation_samples() -> list[Inputs]:
     generator = torch.Generator().manual_seed(0)
     query, points, values = (torch.rand(2, n, c, generator=generator) for n, c in ((80, 3), (50, 3), (50, 9)))
@@ -395,6 +405,7 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "farthest_point_sample": _fps_samples,
     "gather_points": lambda: _gather_samples(False),
     "blend_points": lambda: _gather_samples(True),
+    "geodesic_distances": _geodesic_samples,
     "three_interpolate": _interpolation_samples,
     "geometry_lookup": lambda: _lookup_samples(True),
     "groupwise_correlation": _groupwise_samples,

@@ -204,7 +204,9 @@ def _double_backward(ctx, upstream):
     return torch.stack(sums) if sums else upstream.new_zeros(edges.shape), None, None, None, None, None
 
 
-_op.declare("geodesic_distances", stem="geodesic", fake=_fake, setup_context=_save, backward=_backward, batched=True)
+_op.declare(
+    "geodesic_distances", stem="geodesic", fake=_fake, setup_context=_save, backward=_backward, batched=True
+)
 _op.declare("geodesic_predecessors", stem="geodesic", fake=_fake_predecessors, batched=True)
 _op.declare(
     "geodesic_distances_backward",

@@ -84,7 +84,7 @@ def tree_edges(
 def path_sums(values: Tensor, edges: Tensor, rows: Tensor) -> Tensor:
     """Sum of ``values`` ``[E]`` along the path to each vertex, ``[S, N]``: paths of twice the length in every round."""
     if len(values) == 0:
-        return values.new_zeros(edges.shape)
+        return values.sum() + values.new_zeros(edges.shape)
     missing = edges < 0
     sums = values[edges.clamp(min=0)].masked_fill(missing, 0)
     own = torch.arange(edges.shape[1], device=edges.device)
