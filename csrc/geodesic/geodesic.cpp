@@ -28,18 +28,18 @@ constexpr int64_t kSmallShare = 8;  // of the vertices in reach: then, too, one 
 constexpr int64_t kDense = 64;      // edges a vertex
 constexpr int kSparseVectors = 2, kDenseVectors = 4;
 
-#define PYOPS_SWEEP(A)                                                                                       \
-  PYOPS_MULTIVERSION void sweep_sparse(const int64_t* start, const int32_t* target, const A* weight,         \
-                                       int64_t vertices, A* lanes, uint8_t* changed) {                       \
-    sweep<A, kSparseVectors, false>(start, target, weight, vertices, lanes, changed);                        \
-  }                                                                                                          \
-  PYOPS_MULTIVERSION void sweep_dense(const int64_t* start, const int32_t* target, const A* weight,          \
-                                      int64_t vertices, A* lanes, uint8_t* changed) {                        \
-    sweep<A, kDenseVectors, true>(start, target, weight, vertices, lanes, changed);                          \
-  }                                                                                                          \
-  PYOPS_MULTIVERSION void write_rows(const A* from, const int32_t* place, int64_t lanes, int64_t n,          \
-                                     int64_t width, A above, A* const* rows) {                               \
-    from_lanes<A>(from, place, lanes, n, width, above, rows);                                                \
+#define PYOPS_SWEEP(A)                                                                                                 \
+  PYOPS_MULTIVERSION void sweep_sparse(const int64_t* start, const int32_t* target, const A* weight, int64_t vertices, \
+                                       A* lanes, uint8_t* changed) {                                                   \
+    sweep<A, kSparseVectors, false>(start, target, weight, vertices, lanes, changed);                                  \
+  }                                                                                                                    \
+  PYOPS_MULTIVERSION void sweep_dense(const int64_t* start, const int32_t* target, const A* weight, int64_t vertices,  \
+                                      A* lanes, uint8_t* changed) {                                                    \
+    sweep<A, kDenseVectors, true>(start, target, weight, vertices, lanes, changed);                                    \
+  }                                                                                                                    \
+  PYOPS_MULTIVERSION void write_rows(const A* from, const int32_t* place, int64_t lanes, int64_t n, int64_t width,     \
+                                     A above, A* const* rows) {                                                        \
+    from_lanes<A>(from, place, lanes, n, width, above, rows);                                                          \
   }
 PYOPS_SWEEP(float)
 PYOPS_SWEEP(double)
@@ -49,11 +49,11 @@ PYOPS_SWEEP(double)
 template <class A>
 struct Search {
   Sparse<A> graph;
-  A above;                      // what is out of reach: the least number above the cutoff
-  bool sweeps, dijkstra;        // which method is forced, if any
+  A above;                // what is out of reach: the least number above the cutoff
+  bool sweeps, dijkstra;  // which method is forced, if any
   bool dense = false;
   int64_t width = 0, group = 1;  // lanes of a block, sources of a group
-  std::vector<int32_t> slots;   // the sources, those near each other side by side
+  std::vector<int32_t> slots;    // the sources, those near each other side by side
   const int64_t* sources = nullptr;
   A* out = nullptr;  // [S, N]
 
@@ -102,7 +102,8 @@ class Worker {
     const int64_t n = s_.graph.vertices();
     constexpr int64_t line = 64;  // bytes: no vector of lanes crosses one
     memory_.resize(n * s_.width + line / sizeof(A));
-    A* const lanes = reinterpret_cast<A*>(ceil_div<uintptr_t>(reinterpret_cast<uintptr_t>(memory_.data()), line) * line);
+    A* const lanes =
+        reinterpret_cast<A*>(ceil_div<uintptr_t>(reinterpret_cast<uintptr_t>(memory_.data()), line) * line);
     std::fill_n(lanes, n * s_.width, s_.above);
     changed_.assign(ceil_div<int64_t>(n, 8) * 8, 0);
     rows_.clear();
@@ -156,8 +157,7 @@ void search_graph(Search<A>& s, int64_t sources) {
   parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     Worker<A> worker(s);
     for (; begin < end; ++begin)
-      for (int64_t i = next++; i < groups; i = next++)
-        worker.serve(i * s.group, std::min((i + 1) * s.group, found));
+      for (int64_t i = next++; i < groups; i = next++) worker.serve(i * s.group, std::min((i + 1) * s.group, found));
   });
 }
 
@@ -168,8 +168,8 @@ void search_graphs(const Problem& p, const Graphs<A>& graphs, double cutoff, con
   parallel_for(0, p.batch, 1, [&](int64_t b, int64_t end) {
     for (; b < end; ++b) {
       Search<A> search{};
-      search.graph = cleaned(graphs.indptr + b * (p.vertices + 1), graphs.indices + b * p.edges,
-                             graphs.weights + b * p.edges, p);
+      search.graph =
+          cleaned(graphs.indptr + b * (p.vertices + 1), graphs.indices + b * p.edges, graphs.weights + b * p.edges, p);
       search.above = limit, search.sweeps = method == "sweeps", search.dijkstra = method == "dijkstra";
       search.sources = graphs.sources + b * p.sources;
       search.out = out + b * p.sources * p.vertices;

@@ -29,7 +29,7 @@ struct Packed {
 };
 
 __global__ void pack_rows(const int64_t* indptr, const int64_t* indices, const float* weights, const Problem p,
-                                 int lanes, Span* spans, Edge* edges, int32_t* row) {
+                          int lanes, Span* spans, Edge* edges, int32_t* row) {
   const int64_t lane = global_thread() % lanes;
   for (int64_t i = global_thread() / lanes; i < p.batch * p.vertices; i += grid_threads() / lanes) {
     const int64_t b = i / p.vertices, v = i % p.vertices;
@@ -88,9 +88,7 @@ struct Blocks {
     if (!fits) scratch = new_tensor(like, {int64_t(count) * each}, ScalarType::Byte);
   }
 
-  unsigned char* memory() const {
-    return scratch ? static_cast<unsigned char*>(scratch->mutable_data_ptr()) : nullptr;
-  }
+  unsigned char* memory() const { return scratch ? static_cast<unsigned char*>(scratch->mutable_data_ptr()) : nullptr; }
 };
 
 // Runs f(e, edge) for the edges of vertex v, in the threads of its row.
@@ -110,8 +108,8 @@ __device__ __forceinline__ void each_row(const Packed& graph, int64_t vertices, 
 constexpr unsigned kNone = 0xffffffffu, kProvisional = 0x80000000u;
 
 // The edge that leads to each vertex in the tree of one source, kNone where none does. Ends with a barrier.
-__device__ __forceinline__ void find_tree(const Packed& graph, int64_t vertices, const float* distances,
-                                          int64_t source, unsigned* edges) {
+__device__ __forceinline__ void find_tree(const Packed& graph, int64_t vertices, const float* distances, int64_t source,
+                                          unsigned* edges) {
   for (int64_t v = threadIdx.x; v < vertices; v += blockDim.x) edges[v] = kNone;
   __syncthreads();
   each_row(graph, vertices, [&](int64_t u, int lane) {

@@ -49,9 +49,9 @@ inline Problem check(const Tensor& indptr, const Tensor& indices, const Tensor& 
 }
 
 inline void check_result(const Tensor& t, const Tensor& weights, const Problem& p, const char* name) {
-  PYOPS_CHECK(sizes_of(t) == (std::vector<int64_t>{p.batch, p.sources, p.vertices}) &&
-                  t.scalar_type() == weights.scalar_type(),
-              name, " must be [B, S, N] of the dtype of weights");
+  PYOPS_CHECK(
+      sizes_of(t) == (std::vector<int64_t>{p.batch, p.sources, p.vertices}) && t.scalar_type() == weights.scalar_type(),
+      name, " must be [B, S, N] of the dtype of weights");
   PYOPS_CHECK(t.is_cuda() == weights.is_cuda() && t.get_device() == weights.get_device(), name,
               " must be on the device of weights");
 }

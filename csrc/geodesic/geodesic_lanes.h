@@ -36,8 +36,8 @@ PYOPS_HD simd::i32x8 splat_place(int32_t x) { return simd::splat(x); }
 
 // Whether a comparison holds in any lane.
 PYOPS_HD bool any(simd::i32x8 mask) {
-  const simd::i32x4 half = __builtin_shufflevector(mask, mask, 0, 1, 2, 3) |
-                           __builtin_shufflevector(mask, mask, 4, 5, 6, 7);
+  const simd::i32x4 half =
+      __builtin_shufflevector(mask, mask, 0, 1, 2, 3) | __builtin_shufflevector(mask, mask, 4, 5, 6, 7);
 #if defined(__SSE2__)
   return __builtin_ia32_movmskps((simd::f32x4)half) != 0;
 #else

@@ -73,19 +73,19 @@ PYOPS_HD void edges_to_rows(const Place<A>* from, const int32_t* place, int64_t 
     for (int64_t lane = 0; lane < width; ++lane) rows[lane * n + v] = from[place[v] * width + lane];
 }
 
-#define PYOPS_TREE(A)                                                                                        \
-  PYOPS_MULTIVERSION inline void find_edges(const int64_t* start, const int32_t* target, const A* weight,    \
-                                            const int32_t* name, int64_t vertices, const A* lanes,           \
-                                            Place<A>* edges, Place<A>* open) {                               \
-    first_edges<A, 2>(start, target, weight, name, vertices, lanes, edges, open);                            \
-  }                                                                                                          \
-  PYOPS_MULTIVERSION inline void read_rows(const A* const* rows, const int32_t* place, int64_t lanes,        \
-                                           int64_t n, int64_t width, A filling, A* to) {                     \
-    to_lanes<A>(rows, place, lanes, n, width, filling, to);                                                  \
-  }                                                                                                          \
-  PYOPS_MULTIVERSION inline void write_edges(const Place<A>* from, const int32_t* place, int64_t n,          \
-                                             int64_t width, Place<A>* rows, A) {                             \
-    edges_to_rows<A>(from, place, n, width, rows);                                                           \
+#define PYOPS_TREE(A)                                                                                               \
+  PYOPS_MULTIVERSION inline void find_edges(const int64_t* start, const int32_t* target, const A* weight,           \
+                                            const int32_t* name, int64_t vertices, const A* lanes, Place<A>* edges, \
+                                            Place<A>* open) {                                                       \
+    first_edges<A, 2>(start, target, weight, name, vertices, lanes, edges, open);                                   \
+  }                                                                                                                 \
+  PYOPS_MULTIVERSION inline void read_rows(const A* const* rows, const int32_t* place, int64_t lanes, int64_t n,    \
+                                           int64_t width, A filling, A* to) {                                       \
+    to_lanes<A>(rows, place, lanes, n, width, filling, to);                                                         \
+  }                                                                                                                 \
+  PYOPS_MULTIVERSION inline void write_edges(const Place<A>* from, const int32_t* place, int64_t n, int64_t width,  \
+                                             Place<A>* rows, A) {                                                   \
+    edges_to_rows<A>(from, place, n, width, rows);                                                                  \
   }
 PYOPS_TREE(float)
 PYOPS_TREE(double)
@@ -122,8 +122,7 @@ class Trees {
     lanes_.resize(n * kWidth), edges_.assign(n * kWidth, kNoEdge<A>), rows_.resize(n * kWidth);
     read_rows(rows, o_.place.data(), count, n, kWidth, std::numeric_limits<A>::infinity(), lanes_.data());
     Place<A> open[kWidth];
-    find_edges(g.start.data(), g.target.data(), g.weight.data(), o_.name.data(), n, lanes_.data(), edges_.data(),
-               open);
+    find_edges(g.start.data(), g.target.data(), g.weight.data(), o_.name.data(), n, lanes_.data(), edges_.data(), open);
     for (int64_t lane = 0; lane < count; ++lane) {
       const int64_t source = sources[first + lane];
       const bool exists = uint64_t(source) < uint64_t(n);

@@ -8,9 +8,9 @@
 namespace pyops::geodesic {
 namespace {
 
-__global__ void __launch_bounds__(512) write_predecessors(const Packed graphs, const int64_t* sources, const Problem p,
-                                                          const float* distances, bool names, unsigned char* scratch,
-                                                          int64_t each, int64_t* out) {
+__global__ void __launch_bounds__(512)
+    write_predecessors(const Packed graphs, const int64_t* sources, const Problem p, const float* distances, bool names,
+                       unsigned char* scratch, int64_t each, int64_t* out) {
   PYOPS_DYNAMIC_SHARED(unsigned char, shared);
   unsigned* const edges = reinterpret_cast<unsigned*>(scratch ? scratch + blockIdx.x * each : shared);
   for (int64_t task = blockIdx.x; task < p.batch * p.sources; task += gridDim.x) {

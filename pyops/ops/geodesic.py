@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +14,28 @@ from ..reference.geodesic import path_sums, rows_of_edges
 from ._validate import _require_device
 
 _METHODS = ("auto", "sweeps", "dijkstra")
+
+
+@overload
+def geodesic_distances(
+    graph: Sequence[Tensor],
+    sources: Tensor | None = None,
+    *,
+    cutoff: float | None = None,
+    return_predecessors: Literal[False] = False,
+    method: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def geodesic_distances(
+    graph: Sequence[Tensor],
+    sources: Tensor | None = None,
+    *,
+    cutoff: float | None = None,
+    return_predecessors: bool,
+    method: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def geodesic_distances(

@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
+
+
+@overload
+def geodesic_distances(
+    graph: Sequence[Tensor],
+    sources: Tensor | None = None,
+    *,
+    cutoff: float | None = None,
+    return_predecessors: Literal[False] = False,
+    method: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def geodesic_distances(
+    graph: Sequence[Tensor],
+    sources: Tensor | None = None,
+    *,
+    cutoff: float | None = None,
+    return_predecessors: bool,
+    method: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def geodesic_distances(

@@ -1,7 +1,7 @@
 """geodesic for GPU users without a compiler: shortest paths in Triton.
 
-A program serves a source: it relaxes all edges in rounds, by atomic minima on the bits of distances, which have no sign,
-until a round lowers none. What other threads have written is read past the first cache, after a barrier. The gradient
+A program serves a source: it relaxes all edges in rounds, by atomic minima on the bits of distances, which have no
+sign, until a round lowers none. What other threads have written is read past the first cache, after a barrier. The gradient
 is made of PyTorch's operators: sums of integers up the trees, over twice as many generations in every round.
 """
 
@@ -13,8 +13,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from ..reference.geodesic import rows_of_edges
 
 _BLOCK = 1024
 _PROVISIONAL, _NONE = 1 << 40, 1 << 41  # above the places of all edges
@@ -108,7 +106,8 @@ def tree_kernel(
 def _packed(indptr: Tensor, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, ends and weights of the edges; those that are none have an infinite weight."""
     count = indptr.shape[1] - 1
-    rows = torch.stack([rows_of_edges(i, indices.shape[1]) for i in indptr.contiguous()])
+    places = torch.arange(indices.shape[1], device=indices.device).expand_as(indices).contiguous()
+    rows = torch.searchsorted(indptr.contiguous(), places, right=True) - 1
     some = (weights >= 0) & (indices >= 0) & (indices < count) & (rows >= 0) & (rows < count)
     return (
         rows.masked_fill(~some, 0),
