@@ -95,10 +95,9 @@ PYOPS_TREE(double)
 template <class A>
 struct Ordered {
   Sparse<A> graph;
-  std::vector<int32_t> place, name;  // of vertices, and which edge each one is
+  std::vector<int32_t> order, place, name;  // of vertices, where each lies, and which edge each one is
 
-  explicit Ordered(const Sparse<A>& from) : place(from.vertices()) {
-    const std::vector<int32_t> order = in_balls(from, 256);
+  explicit Ordered(const Sparse<A>& from) : order(in_balls(from, 256)), place(from.vertices()) {
     for (size_t i = 0; i < order.size(); ++i) place[order[i]] = int32_t(i);
     name.reserve(from.target.size());
     reorder(from, order, place, graph, &name);
@@ -111,7 +110,8 @@ class Trees {
  public:
   static constexpr int64_t kWidth = 2 * kLanes<A>;
 
-  explicit Trees(const Ordered<A>& ordered) : o_(ordered) {}
+  // `place` tells the order of the vertices in what is found.
+  Trees(const Ordered<A>& ordered, const std::vector<int32_t>& place) : o_(ordered), place_(place.data()) {}
 
   // Of the source `first` and the `count` from there on, at most kWidth.
   void find(const A* distances, const int64_t* sources, int64_t first, int64_t count) {
@@ -130,7 +130,7 @@ class Trees {
       if (exists) edges_[at * kWidth + lane] = kNoEdge<A>;
       if (open[lane] != Place<A>(exists)) settle_level(lane, at);
     }
-    write_edges(edges_.data(), o_.place.data(), n, kWidth, rows_.data(), A());
+    write_edges(edges_.data(), place_, n, kWidth, rows_.data(), A());
   }
 
   // The edge to each vertex, kNoEdge where none leads there.
@@ -138,6 +138,7 @@ class Trees {
 
  private:
   const Ordered<A>& o_;
+  const int32_t* place_;
   std::vector<A> lanes_;
   std::vector<Place<A>> edges_, rows_;
 

@@ -1,8 +1,8 @@
 """geodesic for GPU users without a compiler: shortest paths in Triton.
 
 A program serves a source: it relaxes all edges in rounds, by atomic minima on the bits of distances, which have no
-sign, until a round lowers none. What other threads have written is read past the first cache, after a barrier. The gradient
-is made of PyTorch's operators: sums of integers up the trees, over twice as many generations in every round.
+sign, until a round lowers none. What other threads have written is read past the first cache, after a barrier. The
+gradient is made of PyTorch's operators: sums of integers up the trees, over twice as many generations in every round.
 """
 
 from __future__ import annotations
