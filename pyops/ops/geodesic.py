@@ -94,11 +94,12 @@ def geodesic_distances(
 
     Cost:
         A CPU relaxes the edges for 8 to 32 sources at a time, which lie near each other, in the order of the distances
-        from one of them, forwards and backwards: about two to four times each edge on graphs of neighbours. For fewer
-        than five sources, and where a cutoff or a small component leaves an eighth of the vertices or less in reach,
-        Dijkstra's algorithm is faster. CUDA keeps the distances of a source in shared memory and relaxes until nothing
-        changes. Predecessors, and the gradient, which finds them again, take one more look at every edge; the gradient
-        keeps nothing but the distances.
+        from one of them, forwards and backwards: about twice to three times each edge on graphs of neighbours. One
+        source after the other, by Dijkstra's algorithm, is faster for up to two sources (five in graphs of 64 edges a
+        vertex and more), and where a cutoff or a small component leaves a fiftieth of the vertices in reach: "auto"
+        takes it then. CUDA keeps the distances of a source in shared memory and relaxes until nothing changes.
+        Predecessors, and the gradient, which finds them again, take one more look at every edge; the gradient keeps
+        nothing but the distances.
 
     Source:
         Dijkstra, A note on two problems in connexion with graphs, Numerische Mathematik 1959; Bellman, On a routing
