@@ -8,6 +8,7 @@ from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
 from .ops.fps import farthest_point_sample
 from .ops.gather import blend_points, gather_points, three_interpolate
+from .ops.geodesic import geodesic_distances
 from .ops.groupwise import groupwise_correlation
 from .ops.knn import Neighbors, ball_query, chamfer_distance, knn
 from .ops.knn_graph import Graph, knn_graph
@@ -45,6 +46,7 @@ __all__ = [
     "farthest_point_sample",
     "fuse_luts",
     "gather_points",
+    "geodesic_distances",
     "geometry_lookup",
     "groupwise_correlation",
     "identity_lut",

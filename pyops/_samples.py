@@ -139,6 +139,16 @@ def _tpatches_samples(both: bool) -> list[Inputs]:
     return [inputs, dict(inputs, max_radius=0.8)]
 
 
+def _geodesic_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.randint(60, (400,), generator=generator)
+    weights = torch.rand(400, generator=generator)
+    degrees = torch.randint(60, (400,), generator=generator).bincount(minlength=60)
+    indptr = torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
+    inputs = dict(graph=[indptr, indices, weights], sources=torch.tensor([0, 7, 7, 30]))
+    return [inputs, dict(inputs, sources=None, return_predecessors=True)]
+
+
 SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
@@ -156,6 +166,7 @@ SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "farthest_point_sample": _fps_samples,
     "gather_points": lambda: _gather_samples(False),
     "blend_points": lambda: _gather_samples(True),
+    "geodesic_distances": _geodesic_samples,
     "three_interpolate": _interpolation_samples,
     "geometry_lookup": lambda: _lookup_samples(True),
     "groupwise_correlation": _groupwise_samples,

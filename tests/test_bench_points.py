@@ -10,11 +10,13 @@ from benches import CPU, disagreeing, matches
 
 from bench.ops.fps import Fps
 from bench.ops.gather import Gather, Interpolate
+from bench.ops.geodesic import Geodesic
 from bench.ops.knn import Knn
 from bench.ops.knn_graph import KnnGraph
 from bench.ops.tpatches import TPatches
 from bench.peers import fps as fps_peers
 from bench.peers import gather as gather_peers
+from bench.peers import geodesic as geodesic_peers
 from bench.peers import knn as knn_peers
 from bench.peers import knn_graph as knn_graph_peers
 from bench.peers import tpatches as tpatches_peers
@@ -46,6 +48,24 @@ def test_gather_contestants_agree(case, backward):
     assert not matches(case, case.task(function, other)(), expected)
     if backward:
         assert not matches(case, [expected[0], expected[1] * 1.01], expected)
+
+
+PATHS = [
+    Geodesic(points=90, k=6),
+    Geodesic(points=90, k=40, sources=7, predecessors=True),
+    Geodesic(points=70, k=5, dims=8, sources=9, backward=True),
+    Geodesic(points=2, k=1, overhead=True),
+]
+
+
+@pytest.mark.parametrize("case", PATHS, ids=lambda case: case.name)
+def test_geodesic_contestants_agree(case):
+    assert disagreeing(case, geodesic_peers.PEERS) == []
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    other = {**x, "weights": x["weights"] * 1.01}
+    wrong = geodesic_peers.rounds(case, other)
+    assert not matches(case, wrong.view(wrong.call()), expected)
 
 
 NEIGHBOURS = [

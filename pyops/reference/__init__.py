@@ -8,6 +8,7 @@ from .corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .disparity import context_upsample, disparity_warp
 from .fps import farthest_point_sample
 from .gather import blend_points, gather_points, three_interpolate
+from .geodesic import geodesic_distances
 from .groupwise import groupwise_correlation
 from .knn import ball_query, chamfer_distance, knn
 from .knn_graph import knn_graph
@@ -39,6 +40,7 @@ __all__ = [
     "farthest_point_sample",
     "fuse_luts",
     "gather_points",
+    "geodesic_distances",
     "geometry_lookup",
     "groupwise_correlation",
     "identity_lut",
