@@ -12,6 +12,7 @@ from .ops.knn import Neighbors, ball_query, chamfer_distance, knn
 from .ops.local_correlation import local_correlation
 from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
+from .ops.minplus import floyd_warshall, min_plus_matmul
 from .ops.modulation import ModulationWeights, relation_aware_modulation
 from .ops.motif import camp_conv, constant_highpass
 from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
@@ -40,6 +41,7 @@ __all__ = [
     "disparity_warp",
     "extract_tpatches",
     "farthest_point_sample",
+    "floyd_warshall",
     "fuse_luts",
     "gather_points",
     "geometry_lookup",
@@ -52,6 +54,7 @@ __all__ = [
     "lut3d",
     "lut_monotonicity",
     "lut_smoothness",
+    "min_plus_matmul",
     "reference",
     "relation_aware_modulation",
     "separable_grid_sample",

@@ -378,6 +378,12 @@ def _tpatches_samples(both: bool) -> list[Inputs]:
     return [inputs, dict(inputs, max_radius=0.8)]
 
 
+def _minplus_samples(graphs: bool) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(shape, generator=generator) for shape in ((2, 30, 40), (40, 50)))
+    return [dict(weights=a[:, :, :30])] if graphs else [dict(a=a, b=b)]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
@@ -405,6 +411,8 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "disparity_warp": _warp_samples,
     "constant_highpass": lambda: [dict(features=torch.linspace(-9, 9, 2400).sin().view(2, 6, 10, 20))],
     "camp_conv": _camp_samples,
+    "floyd_warshall": lambda: _minplus_samples(True),
+    "min_plus_matmul": lambda: _minplus_samples(False),
     "knn": lambda: _point_samples("knn"),
     "ball_query": lambda: _point_samples("ball_query"),
     "chamfer_distance": lambda: _point_samples("chamfer_distance"),

@@ -13,6 +13,7 @@ from .knn import ball_query, chamfer_distance, knn
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
+from .minplus import floyd_warshall, min_plus_matmul
 from .modulation import relation_aware_modulation
 from .motif import camp_conv, constant_highpass
 from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
@@ -36,6 +37,7 @@ __all__ = [
     "disparity_warp",
     "extract_tpatches",
     "farthest_point_sample",
+    "floyd_warshall",
     "fuse_luts",
     "gather_points",
     "geometry_lookup",
@@ -48,6 +50,7 @@ __all__ = [
     "lut3d",
     "lut_monotonicity",
     "lut_smoothness",
+    "min_plus_matmul",
     "relation_aware_modulation",
     "separable_grid_sample",
     "three_interpolate",
