@@ -155,13 +155,14 @@ std::vector<int32_t> find_indices(const Problem& p, const Operands<A>& from) {
   for_blocks(p, [&](const Block& at) {
     thread_local std::vector<A> sums;
     thread_local std::vector<Integer<A>> indices;
-    sums.resize(kBlockRows * kBlockColumns), indices.resize(kBlockRows * kBlockColumns);
+    const int64_t stride = ceil_div(at.columns, kColumns<A>) * kColumns<A>;
+    sums.resize(kBlockRows * stride), indices.resize(kBlockRows * stride);
     const A *a = from.left.of(at.matrix, at.row), *b = from.right.of(at.matrix, at.column);
-    if (from.special()) find_block_nan(a, b, p.inner, at.rows, at.columns, sums.data(), indices.data(), kBlockColumns);
-    else find_block(a, b, p.inner, at.rows, at.columns, sums.data(), indices.data(), kBlockColumns);
+    if (from.special()) find_block_nan(a, b, p.inner, at.rows, at.columns, sums.data(), indices.data(), stride);
+    else find_block(a, b, p.inner, at.rows, at.columns, sums.data(), indices.data(), stride);
     for (int64_t r = 0; r < at.rows; ++r) {
       int32_t* const to = found.data() + (at.matrix * p.rows + at.row + r) * p.columns + at.column;
-      for (int64_t c = 0; c < at.columns; ++c) to[c] = int32_t(indices[r * kBlockColumns + c]);
+      for (int64_t c = 0; c < at.columns; ++c) to[c] = int32_t(indices[r * stride + c]);
     }
   });
   return found;

@@ -10,7 +10,7 @@
 namespace pyops::minplus {
 namespace {
 
-constexpr int64_t kSmall = 96, kBlock = 96;  // nodes; multiples of a panel of either kind
+constexpr int64_t kSmall = 128, kBlock = 96;  // nodes; multiples of a panel of columns
 
 #define PYOPS_CLOSE(A) \
   PYOPS_MULTIVERSION void close(A* graph, int64_t n, int64_t stride) { tiles::close(graph, n, stride); }
@@ -59,11 +59,11 @@ void improve(int64_t rows, int64_t inner, int64_t columns, const A* a, const A* 
 
 template <class A>
 void close_graph(A* graph, int64_t nodes) {
+  if (nodes <= kSmall) return close_block(graph, nodes, nodes);
   for (int64_t k = 0; k < nodes; k += kBlock) {
     const int64_t n = std::min(kBlock, nodes - k);
     A *const rows = graph + k * nodes, *const columns = graph + k, *const block = rows + k;
     close_block(block, n, nodes);
-    if (n == nodes) return;
     improve(n, n, nodes, block, rows, rows, nodes);
     improve(nodes, n, n, columns, block, columns, nodes);
     improve(nodes, n, nodes, columns, rows, graph, nodes);

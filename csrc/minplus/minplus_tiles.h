@@ -155,18 +155,31 @@ PYOPS_HD void find_block(const A* a, const A* b, int64_t depth, int64_t rows, in
   }
 }
 
+// kCount vectors of columns, of all rows, through node k. The row and the column of the node itself do not change.
+template <int kCount, class A>
+PYOPS_HD void close_columns(A* graph, int64_t n, int64_t stride, int64_t k, int64_t column) {
+  using V = Vector<A>;
+  V through[kCount];
+#pragma GCC unroll 8
+  for (int v = 0; v < kCount; ++v) through[v] = simd::load<V>(graph + k * stride + column + v * kLanes<A>);
+  for (A* row = graph; row < graph + n * stride; row += stride) {
+    const V first = simd::splat(row[k]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kCount; ++v) {
+      A* const at = row + column + v * kLanes<A>;
+      simd::store(at, least<false>(simd::load<V>(at), first + through[v]));
+    }
+  }
+}
+
 // A graph of n nodes, closed under paths in place; the rows have room for whole vectors.
 template <class A>
 PYOPS_HD void close(A* graph, int64_t n, int64_t stride) {
-  using V = Vector<A>;
+  constexpr int64_t wide = 4 * kLanes<A>;
   for (int64_t k = 0; k < n; ++k) {
-    const A* const through = graph + k * stride;
-    for (int64_t i = 0; i < n; ++i) {
-      A* const row = graph + i * stride;
-      const V first = simd::splat(row[k]);
-      for (int64_t j = 0; j < n; j += kLanes<A>)
-        simd::store(row + j, least<false>(simd::load<V>(row + j), first + simd::load<V>(through + j)));
-    }
+    int64_t column = 0;
+    for (; column + wide <= n; column += wide) close_columns<4>(graph, n, stride, k, column);
+    for (; column < n; column += kLanes<A>) close_columns<1>(graph, n, stride, k, column);
   }
 }
 
