@@ -384,6 +384,13 @@ def _minplus_samples(graphs: bool) -> list[Inputs]:
     return [dict(weights=a[:, :, :30])] if graphs else [dict(a=a, b=b)]
 
 
+def _mds_samples(product: bool) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(250, 5, generator=generator) * torch.linspace(3, 1, 5)
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return [dict(distances=distances, **(dict(vectors=points) if product else dict(n_components=2)))]
+
+
 _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
@@ -411,6 +418,8 @@ _SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "disparity_warp": _warp_samples,
     "constant_highpass": lambda: [dict(features=torch.linspace(-9, 9, 2400).sin().view(2, 6, 10, 20))],
     "camp_conv": _camp_samples,
+    "classical_mds": lambda: _mds_samples(False),
+    "double_centered_matmul": lambda: _mds_samples(True),
     "floyd_warshall": lambda: _minplus_samples(True),
     "min_plus_matmul": lambda: _minplus_samples(False),
     "knn": lambda: _point_samples("knn"),

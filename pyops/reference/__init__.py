@@ -13,6 +13,7 @@ from .knn import ball_query, chamfer_distance, knn
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
+from .mds import classical_mds, double_centered_matmul
 from .minplus import floyd_warshall, min_plus_matmul
 from .modulation import relation_aware_modulation
 from .motif import camp_conv, constant_highpass
@@ -26,6 +27,7 @@ __all__ = [
     "blend_points",
     "camp_conv",
     "chamfer_distance",
+    "classical_mds",
     "constant_highpass",
     "context_upsample",
     "corr1d_lookup",
@@ -35,6 +37,7 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "double_centered_matmul",
     "extract_tpatches",
     "farthest_point_sample",
     "floyd_warshall",
