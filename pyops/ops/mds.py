@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _op
-from ..reference.mds import ClassicalMDS, eigenpairs, embed
+from ..reference.mds import ClassicalMDS, embed
 from . import _eigenpairs
 from ._validate import _require_device, _require_float, _require_int
 
@@ -57,7 +57,7 @@ def classical_mds(distances: Tensor, n_components: int) -> ClassicalMDS:
         Some ten products of :func:`pyops.double_centered_matmul` with ``n_components + 4`` columns; up to some hundred
         points all eigenpairs of the whole matrix. The gradient solves linear systems in the complement of the
         coordinates by conjugate gradients, all at once, and writes one matrix. It waits for the device now and then,
-        so that it cannot be captured in a CUDA graph. Second derivatives use all eigenpairs.
+        so that it cannot be captured in a CUDA graph. Second derivatives solve the same systems by whole matrices.
 
     Source:
         Torgerson, Multidimensional Scaling: I. Theory and Method, Psychometrika 17(4), 1952; Davidson, The Iterative
@@ -193,8 +193,7 @@ def _save_pairs_backward(ctx, inputs, output):
 
 def _pairs_double_backward(ctx, upstream):
     grad, distances = ctx.saved_tensors
-    count = grad.shape[2]
-    return *_op.second_derivative(lambda t: eigenpairs(t, count), (grad, distances), [upstream]), None
+    return *_eigenpairs.second_gradient(upstream, grad, distances, grad.shape[2]), None
 
 
 _op.declare(
