@@ -156,6 +156,8 @@ def floyd_warshall(weights: Tensor) -> Tensor:
                 longer = torch.empty_like(block)
                 _multiply(block, block, longer)
                 block = longer
+            if block.shape[1] == nodes:
+                return block.to(weights.dtype)
             # What is read must not be what is written: parts that overlap are copied.
             _multiply(block, rows.clone(), rows, rows)
             _multiply(columns.clone(), block, columns, columns)
