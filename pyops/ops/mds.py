@@ -11,7 +11,7 @@ from . import _eigenpairs
 from ._validate import _require_device, _require_float, _require_int
 
 _ROUNDING = 1e-3  # by which distances may fail to be symmetric or positive, as a share of the greatest
-_CHUNK = 1 << 22  # numbers looked at together
+_SIDE = 256  # of blocks that are compared with their counterparts
 
 
 def classical_mds(distances: Tensor, n_components: int) -> ClassicalMDS:
@@ -138,13 +138,18 @@ def _validate_distances(distances: Tensor) -> None:
     least, most = (t.item() for t in distances.aminmax())
     if not -_ROUNDING * most <= least <= most < torch.inf:
         raise ValueError(f"distances must be finite and at least 0, got values from {least} to {most}")
-    points = distances.shape[0]
-    step = max(1, _CHUNK // points)
-    for i in range(0, points, step):
-        rows, columns = distances[i : i + step], distances[:, i : i + step].mT
-        difference = (rows - columns).abs().amax().item()
-        if difference > _ROUNDING * most:
-            raise ValueError(f"distances must be symmetric, got two directions that differ by {difference}")
+    points, limit = distances.shape[0], _ROUNDING * most
+    for i in range(0, points, _SIDE):
+        for j in range(i, points, _SIDE):
+            there, back = (
+                distances[i : i + _SIDE, j : j + _SIDE],
+                distances[j : j + _SIDE, i : i + _SIDE].mT,
+            )
+            difference = (there - back).abs_().amax().item()
+            if difference > limit:
+                raise ValueError(
+                    f"distances must be symmetric, got two directions that differ by {difference}"
+                )
 
 
 # ---- what PyTorch needs to know of the operators ---------------------------------------------------------------------
