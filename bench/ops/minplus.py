@@ -73,7 +73,7 @@ class MinPlus(Case):
         if not self.paths or self.backward:
             result = self.task(reference.floyd_warshall if self.paths else reference.min_plus_matmul, wide)()
             return result if self.backward else [result]
-        return [closed(wide["weights"])]
+        return [closed(inputs["weights"].double())]
 
     def tolerances(self) -> list[Tolerance]:
         """Of the largest value; a rounded sum can move the gradient of a result to another path."""

@@ -113,7 +113,7 @@ def second_gradient(
     with torch.enable_grad():
         leaves = [grad.detach().requires_grad_(), distances.detach().requires_grad_()]
         pairs = torch.ops.pyops.mds_eigenpairs(leaves[1], count)
-        left, right = _factors(*leaves, pairs, _solve_dense)
+        left, right = _factors(leaves[0], leaves[1], pairs, _solve_dense)
         found = -0.5 * (left @ right.mT) * leaves[1]
         return torch.autograd.grad(found, leaves, upstream, allow_unused=True)
 
