@@ -96,11 +96,11 @@ def double_centered_matmul(distances: Tensor, vectors: Tensor) -> Tensor:
 
     Example:
         >>> import torch, pyops
-        >>> points = torch.tensor([[-1.0], [0], [1]])
+        >>> points = torch.tensor([[-2.0], [1], [1]])
         >>> pyops.double_centered_matmul(torch.cdist(points, points), points)  # points @ (points.T @ points)
-        tensor([[-2.],
-                [ 0.],
-                [ 2.]])
+        tensor([[-12.],
+                [  6.],
+                [  6.]])
 
     Cost:
         Reads ``distances`` once, ``(K + 1) * N ** 2`` multiply-adds.
