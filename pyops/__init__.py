@@ -15,12 +15,15 @@ from .ops.knn_graph import Graph, knn_graph
 from .ops.local_correlation import local_correlation
 from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
+from .ops.mds import ClassicalMDS, classical_mds, double_centered_matmul
+from .ops.minplus import floyd_warshall, min_plus_matmul
 from .ops.modulation import ModulationWeights, relation_aware_modulation
 from .ops.motif import camp_conv, constant_highpass
 from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
 from .ops.tpatches import TPatches, bidirectional_tpatches, extract_tpatches
 
 __all__ = [
+    "ClassicalMDS",
     "Graph",
     "ModulationWeights",
     "Neighbors",
@@ -33,6 +36,7 @@ __all__ = [
     "build_info",
     "camp_conv",
     "chamfer_distance",
+    "classical_mds",
     "constant_highpass",
     "context_upsample",
     "corr1d_lookup",
@@ -42,8 +46,10 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "double_centered_matmul",
     "extract_tpatches",
     "farthest_point_sample",
+    "floyd_warshall",
     "fuse_luts",
     "gather_points",
     "geodesic_distances",
@@ -59,6 +65,7 @@ __all__ = [
     "lut3d",
     "lut_monotonicity",
     "lut_smoothness",
+    "min_plus_matmul",
     "reference",
     "relation_aware_modulation",
     "separable_grid_sample",

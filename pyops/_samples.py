@@ -149,6 +149,19 @@ def _geodesic_samples() -> list[Inputs]:
     return [inputs, dict(inputs, sources=None, return_predecessors=True)]
 
 
+def _minplus_samples(graphs: bool) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(shape, generator=generator) for shape in ((2, 30, 40), (40, 50)))
+    return [dict(weights=a[:, :, :30])] if graphs else [dict(a=a, b=b)]
+
+
+def _mds_samples(product: bool) -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(250, 5, generator=generator) * torch.linspace(3, 1, 5)
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return [dict(distances=distances, **(dict(vectors=points) if product else dict(n_components=2)))]
+
+
 SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "lut3d": _lut3d_samples,
     "fuse_luts": lambda: [dict(weights=torch.eye(2) + 0.5, basis=torch.rand(2, 3, 5, 5, 5))],
@@ -167,6 +180,10 @@ SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "gather_points": lambda: _gather_samples(False),
     "blend_points": lambda: _gather_samples(True),
     "geodesic_distances": _geodesic_samples,
+    "classical_mds": lambda: _mds_samples(False),
+    "double_centered_matmul": lambda: _mds_samples(True),
+    "floyd_warshall": lambda: _minplus_samples(True),
+    "min_plus_matmul": lambda: _minplus_samples(False),
     "three_interpolate": _interpolation_samples,
     "geometry_lookup": lambda: _lookup_samples(True),
     "groupwise_correlation": _groupwise_samples,

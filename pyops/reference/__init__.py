@@ -15,6 +15,8 @@ from .knn_graph import knn_graph
 from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
+from .mds import classical_mds, double_centered_matmul
+from .minplus import floyd_warshall, min_plus_matmul
 from .modulation import relation_aware_modulation
 from .motif import camp_conv, constant_highpass
 from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
@@ -27,6 +29,7 @@ __all__ = [
     "blend_points",
     "camp_conv",
     "chamfer_distance",
+    "classical_mds",
     "constant_highpass",
     "context_upsample",
     "corr1d_lookup",
@@ -36,8 +39,10 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "double_centered_matmul",
     "extract_tpatches",
     "farthest_point_sample",
+    "floyd_warshall",
     "fuse_luts",
     "gather_points",
     "geodesic_distances",
@@ -52,6 +57,7 @@ __all__ = [
     "lut3d",
     "lut_monotonicity",
     "lut_smoothness",
+    "min_plus_matmul",
     "relation_aware_modulation",
     "separable_grid_sample",
     "three_interpolate",

@@ -1,0 +1,67 @@
+"""What the benchmarks of dense graphs and of their coordinates compare does the same work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from benches import CPU, disagreeing, matches
+
+from bench.ops.mds import Mds
+from bench.ops.minplus import MinPlus
+from bench.peers import mds as mds_peers
+from bench.peers import minplus as minplus_peers
+
+
+@pytest.mark.parametrize(
+    "case",
+    (
+        MinPlus(size=23),
+        MinPlus(size=23, backward=True),
+        MinPlus(size=9, batch=3, dtype=torch.float16),
+        MinPlus(size=1, overhead=True),
+        MinPlus(size=23, batch=2, paths=True),
+        MinPlus(size=23, paths=True, backward=True),
+    ),
+    ids=lambda case: case.name,
+)
+def test_minplus_contestants_agree(case):
+    assert disagreeing(case, minplus_peers.PEERS) == []
+
+
+def test_minplus_finds_out_other_work():
+    case = MinPlus(size=23)
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    assert matches(case, [minplus_peers.all_sums(x["a"], x["b"])], expected)
+    assert not matches(case, [minplus_peers.all_sums(x["b"], x["a"])], expected)
+    paths = replace(case, paths=True)
+    x = paths.inputs(CPU)
+    assert not matches(paths, [x["weights"]], paths.reference(x))
+
+
+@pytest.mark.parametrize(
+    "case",
+    (
+        Mds(points=40, dtype=torch.float64),
+        Mds(points=250),
+        Mds(points=250, backward=True, dtype=torch.float64),
+        Mds(points=40, components=5, product=True),
+        Mds(points=2, components=1, product=True, overhead=True),
+    ),
+    ids=lambda case: case.name,
+)
+def test_mds_contestants_agree(case):
+    assert disagreeing(case, mds_peers.PEERS) == []
+
+
+def test_mds_finds_out_other_work():
+    case = Mds(points=40, dtype=torch.float64)
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    embedding, _ = mds_peers.all_eigenpairs(x["distances"], 3)
+    embedding = embedding * torch.where((embedding * x["vectors"]).sum(0) < 0, -1, 1)
+    assert matches(case, [embedding], expected)
+    assert not matches(case, [embedding.flip(1)], expected)
+    assert not matches(case, [embedding * 1.01], expected)
