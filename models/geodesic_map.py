@@ -1,0 +1,135 @@
+"""Maps of points by their geodesic distances, as differentiable functions: what Isomap and its landmark form share."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import pyops
+
+
+class GeodesicMap(NamedTuple):
+    """Landmarks in the plane (or space) of a map, and what places other points among them."""
+
+    embedding: Tensor  # [L, d], of the landmarks
+    eigenvalues: Tensor  # [d], descending
+    means: Tensor  # [L], mean squared distance of each landmark to the others
+
+    @classmethod
+    def of(cls, distances: Tensor, n_components: int, ops: Any = pyops) -> GeodesicMap:
+        """The map of landmarks whose distances ``[L, L]`` are known, by classical scaling."""
+        return cls(*ops.classical_mds(distances, n_components), distances.square().mean(1))
+
+    def place(self, distances: Tensor) -> Tensor:
+        """Places points ``[M, d]`` by their distances ``[M, L]`` to the landmarks; landmarks where they are.
+
+        Source: equation 4 of de Silva and Tenenbaum, Sparse multidimensional scaling using landmark points, 2004.
+        """
+        # A direction without extent has no coordinates.
+        positive = self.eigenvalues > torch.finfo(self.eigenvalues.dtype).eps * self.eigenvalues[:1]
+        inverse = self.embedding / torch.where(positive, self.eigenvalues, torch.inf)
+        return (distances.square() - self.means) @ inverse * -0.5
+
+
+def isomap_embedding(
+    x: Tensor, n_neighbors: int, n_components: int = 2, *, landmarks: Tensor | None = None, ops: Any = pyops
+) -> Tensor:
+    """Embeds points by Isomap, differentiably.
+
+    Neighbours make a graph, shortest paths through it distances, classical scaling of these an embedding. With
+    landmarks only these are scaled, and all other points placed by their distances to them, which takes ``O(L N)``
+    memory instead of ``O(N^2)``.
+
+    Convention:
+        Axes are in descending order of extent. The sign of an axis is that of `pyops.classical_mds`; a loss on
+        coordinates should not depend on it. The gradient holds while the graph, the shortest paths and the order of
+        axes stay what they are, which they do almost everywhere.
+
+    Args:
+        x: ``[N, D]``, float32 or float64.
+        n_neighbors: of each point, from 1 to N - 1.
+        n_components: dimensions of the embedding.
+        landmarks: int64 ``[L]``, points to scale; None for all.
+
+    Returns:
+        ``[N, n_components]``.
+
+    Raises:
+        ValueError: the graph is not connected, or a size is wrong.
+
+    Example:
+        >>> import torch
+        >>> from pyops.models import isomap_embedding
+        >>> line = torch.linspace(0, 1, 5)[:, None] * torch.tensor([[3.0, 4.0]])
+        >>> isomap_embedding(line, 2, 1).squeeze().abs()
+        tensor([2.5000, 1.2500, 0.0000, 1.2500, 2.5000])
+
+    Source: Tenenbaum, de Silva and Langford, A global geometric framework for nonlinear dimensionality reduction,
+    Science 290, 2000.
+    """
+    graph = ops.knn_graph(x, n_neighbors)
+    distances = ops.geodesic_distances(graph, landmarks)
+    if bool(distances[:1].isinf().any()):
+        raise ValueError(
+            f"x must be connected by its {n_neighbors} nearest neighbours, and is not: use more neighbours"
+        )
+    if landmarks is None:
+        return ops.classical_mds(distances, n_components).embedding
+    return GeodesicMap.of(distances[:, landmarks], n_components, ops).place(distances.mT)
+
+
+def connected_graph(x: Tensor, n_neighbors: int, disconnected: str, ops: Any = pyops) -> pyops.Graph:
+    """The graph of neighbours; where it falls apart, joined at the closest points of any two parts, or an error."""
+    graph = ops.knn_graph(x, n_neighbors)
+    labels = components(graph)
+    count = int(labels.max()) + 1
+    if count == 1:
+        return graph
+    message = f"the graph of the {n_neighbors} nearest neighbours falls into {count} connected components"
+    if disconnected == "raise":
+        raise ValueError(f'{message}: use more neighbors, or disconnected="join"')
+    warnings.warn(f"{message}. They are joined at their closest points.", stacklevel=4)
+    return joined(x, graph, labels, ops)
+
+
+def components(graph: pyops.Graph) -> Tensor:
+    """The connected component ``[N]`` of every point."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    indptr, indices = graph.indptr.cpu().numpy(), graph.indices.cpu().numpy()
+    n = len(indptr) - 1
+    matrix = csr_array((torch.ones(len(indices), dtype=torch.bool).numpy(), indices, indptr), (n, n))
+    labels = connected_components(matrix, directed=False)[1]
+    return torch.from_numpy(labels).to(graph.indices)
+
+
+def joined(x: Tensor, graph: pyops.Graph, labels: Tensor, ops: Any = pyops) -> pyops.Graph:
+    """`graph` with an edge between the closest points of any two components."""
+    parts = [torch.nonzero(labels == i).flatten() for i in range(int(labels.max()) + 1)]
+    one, other = [], []
+    for i, part in enumerate(parts):
+        for rest in parts[:i]:
+            nearest = ops.knn(x[part][None], x[rest][None], 1)
+            closest = nearest.squared_distances.flatten().argmin()
+            one.append(part[closest])
+            other.append(rest[nearest.indices.flatten()[closest]])
+    a, b = torch.stack(one), torch.stack(other)
+    lengths = (x[a] - x[b]).norm(dim=1)
+    rows = torch.repeat_interleave(torch.arange(len(x), device=x.device), graph.indptr.diff())
+    rows, columns = torch.cat([rows, a, b]), torch.cat([graph.indices, b, a])
+    order = (rows * len(x) + columns).argsort()
+    indptr = torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=len(x)).cumsum(0)])
+    return pyops.Graph(indptr, columns[order], torch.cat([graph.weights, lengths, lengths])[order])
+
+
+def extended(lengths: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    """Distances ``[M, L]`` of new points: through the fitted points ``indices [M, k]``, ``lengths [M, k]`` away, whose
+    own distances are rows of ``rows [N, L]``."""
+    shortest = rows.new_full((len(indices), rows.shape[1]), torch.inf)
+    for length, index in zip(lengths.unbind(1), indices.unbind(1), strict=True):
+        torch.minimum(shortest, rows[index] + length[:, None], out=shortest)
+    return shortest

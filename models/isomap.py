@@ -1,0 +1,260 @@
+"""Isomap and Landmark Isomap as scikit-learn estimators, of arrays or of torch tensors on any device."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+import pyops
+
+from .geodesic_map import GeodesicMap, connected_graph, extended
+
+Matrix = Any  # a tensor, or what scikit-learn takes for an array
+_AT_ONCE = 1024  # points
+
+
+class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Embeds points so that distances between them are those along the manifold that they lie on.
+
+    A drop-in for scikit-learn's estimator in its usual form: pipelines, `clone`, `set_output`, pickles. Tensors in
+    give tensors out, on their device, and are computed in their dtype (float32 or float64), as are arrays. For
+    gradients see `pyops.models.isomap_embedding`.
+
+    Args:
+        n_neighbors: of each point, itself left out.
+        n_components: dimensions of the embedding.
+        disconnected: what to do where the graph of neighbours falls apart: "join" the closest points of any two
+            parts, with a warning, as scikit-learn does, or "raise".
+        verbose: says before a fit how much memory it takes, and shows progress.
+        ops: the operators, `pyops` if None; `pyops.reference` for the plain definition.
+
+    Attributes:
+        embedding_: ``[N, n_components]``, of the kind of what was fitted.
+        dist_matrix_: geodesic distances ``[N, N]``.
+        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+
+    Raises:
+        ValueError: X is no matrix of finite numbers, has no more rows than neighbours, or falls apart.
+
+    Example:
+        >>> from sklearn.datasets import make_swiss_roll
+        >>> from pyops.models import Isomap
+        >>> points, _ = make_swiss_roll(300, random_state=0)
+        >>> Isomap(n_neighbors=10).fit_transform(points).shape
+        (300, 2)
+
+    Cost:
+        Memory for ``N * N`` distances; time for their shortest paths, about ``N * E`` additions with E edges. Of a new
+        point ``n_neighbors * N``.
+
+    Source: Tenenbaum, de Silva and Langford, A global geometric framework for nonlinear dimensionality reduction,
+    Science 290, 2000.
+    """
+
+    def __init__(
+        self,
+        n_neighbors: int = 5,
+        *,
+        n_components: int = 2,
+        disconnected: str = "join",
+        verbose: bool = False,
+        ops: Any = None,
+    ) -> None:
+        self.n_neighbors = n_neighbors
+        self.n_components = n_components
+        self.disconnected = disconnected
+        self.verbose = verbose
+        self.ops = ops
+
+    @torch.no_grad()
+    def fit(self, X: Matrix, y: Any = None) -> Isomap:
+        """Embeds the points ``X [N, D]``; ``y`` is ignored."""
+        x = self._points(X, reset=True)
+        self._check_parameters(len(x))
+        landmarks = self._choose(len(x))
+        if self.verbose:
+            print(memory_plan(len(x), None if landmarks is None else len(landmarks), x.dtype))
+        graph = connected_graph(x, self.n_neighbors, self.disconnected, self._ops)
+        distances = self._distances(graph, landmarks)
+        # A row per point: of all distances, which are symmetric, or of those to the landmarks.
+        rows = distances if landmarks is None else distances.mT.contiguous()
+        among = rows if landmarks is None else rows[landmarks]
+        self._x, self._rows, self._map = x, rows, GeodesicMap.of(among, self.n_components, self._ops)
+        self.dist_matrix_ = _like(X, rows.mT)
+        self.embedding_ = _like(X, self._map.embedding if landmarks is None else self._map.place(rows))
+        self._n_features_out = self.n_components
+        return self
+
+    def fit_transform(self, X: Matrix, y: Any = None) -> Matrix:
+        """Embeds the points ``X [N, D]`` and returns where they are, ``[N, n_components]``."""
+        return self.fit(X).embedding_
+
+    @torch.no_grad()
+    def transform(self, X: Matrix) -> Matrix:
+        """Places new points ``X [M, D]`` in the embedding, ``[M, n_components]``, by their nearest fitted ones."""
+        check_is_fitted(self)
+        x = self._points(X, reset=False)
+        near = self._ops.knn(x[None], self._x[None], self.n_neighbors)
+        parts = zip(near.squared_distances[0].sqrt().split(_AT_ONCE), near.indices[0].split(_AT_ONCE), strict=True)
+        placed = [self._map.place(extended(lengths, indices, self._rows)) for lengths, indices in parts]
+        return _like(X, torch.cat(placed))
+
+    def reconstruction_error(self) -> float:
+        """How far the distances in the embedding are from the geodesic ones: the Frobenius norm of what the embedding
+        leaves of the kernel, by the number of points."""
+        check_is_fitted(self)
+        n, kernel = len(self._rows), 0.0
+        means = torch.empty(n, dtype=torch.float64, device=self._rows.device)
+        for begin in range(0, n, _AT_ONCE):
+            squares = self._rows[begin : begin + _AT_ONCE].double().square()
+            means[begin : begin + _AT_ONCE] = squares.mean(1)
+            kernel += float(squares.square().sum())
+        kernel += n * (n * float(means.mean()) ** 2 - 2 * float(means.square().sum()))
+        left = kernel / 4 - float(self._map.eigenvalues.double().square().sum())
+        return max(0.0, left) ** 0.5 / n
+
+    # ---- parts ------------------------------------------------------------------------------------
+
+    @property
+    def _ops(self) -> Any:
+        return pyops if self.ops is None else self.ops
+
+    def _choose(self, n: int) -> Tensor | None:
+        """The landmarks among `n` points; None for all."""
+        return None
+
+    def _distances(self, graph: pyops.Graph, landmarks: Tensor | None) -> Tensor:
+        sources = torch.arange(len(graph.indptr) - 1) if landmarks is None else landmarks
+        sources = sources.to(graph.indices.device)
+        if not self.verbose:
+            return self._ops.geodesic_distances(graph, sources)
+        from rich.progress import track
+
+        parts = track(sources.split(_AT_ONCE), "shortest paths")
+        return torch.cat([self._ops.geodesic_distances(graph, part) for part in parts])
+
+    def _points(self, X: Matrix, reset: bool) -> Tensor:
+        """``X`` as a tensor of floats, checked as scikit-learn checks it."""
+        least = 2 if reset else 1
+        if not isinstance(X, Tensor):
+            array = validate_data(
+                self, X, dtype=(np.float64, np.float32), reset=reset, ensure_min_samples=least
+            )
+            return torch.tensor(array)
+        if X.dim() != 2 or len(X) < least or X.is_complex():
+            raise ValueError(f"X must be [N, D] of real numbers with N >= {least}, got {list(X.shape)} of {X.dtype}")
+        x = X.detach() if X.dtype in (torch.float32, torch.float64) else X.detach().float()
+        if not bool(x.isfinite().all()):
+            row = int(x.isfinite().all(1).logical_not().nonzero()[0])
+            raise ValueError(f"X must be finite, row {row} is not")
+        if reset:
+            self.n_features_in_ = x.shape[1]
+        elif x.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {x.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                "features as input"
+            )
+        return x if reset else x.to(self._x)
+
+    def _check_parameters(self, n: int) -> None:
+        for name, least in (("n_neighbors", 1), ("n_components", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if self.n_neighbors >= n:
+            raise ValueError(f"n_neighbors must be less than n_samples = {n}, got {self.n_neighbors}")
+        if self.disconnected not in ("join", "raise"):
+            raise ValueError(f'disconnected must be "join" or "raise", got {self.disconnected!r}')
+
+    # Modules have no copies and no pickles, so operators go by name.
+
+    def __sklearn_clone__(self) -> Isomap:
+        parameters = self.get_params(deep=False)
+        twin = type(self)(
+            **{k: v if isinstance(v, ModuleType) else clone(v, safe=False) for k, v in parameters.items()}
+        )
+        if hasattr(self, "_sklearn_output_config"):
+            twin._sklearn_output_config = self._sklearn_output_config.copy()
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {**state, "ops": self.ops.__name__} if isinstance(self.ops, ModuleType) else state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if isinstance(self.ops, str):
+            self.ops = importlib.import_module(self.ops)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+class LandmarkIsomap(Isomap):
+    """Isomap for more points than a matrix of distances allows: landmarks are embedded, the others placed by them.
+
+    Args:
+        n_neighbors, n_components, disconnected, verbose, ops: as of `Isomap`.
+        n_landmarks: how many points are scaled; with more of them than points this is `Isomap`.
+        random_state: which; as everywhere in scikit-learn.
+
+    Attributes:
+        embedding_: ``[N, n_components]``, of the kind of what was fitted.
+        dist_matrix_: geodesic distances ``[n_landmarks, N]``.
+        landmarks_: which points, ascending, ``[n_landmarks]``.
+
+    Example:
+        >>> from sklearn.datasets import make_swiss_roll
+        >>> from pyops.models import LandmarkIsomap
+        >>> points, _ = make_swiss_roll(300, random_state=0)
+        >>> LandmarkIsomap(n_neighbors=10, n_landmarks=50, random_state=0).fit(points).dist_matrix_.shape
+        (50, 300)
+
+    Cost:
+        Memory for ``2 * n_landmarks * N`` distances.
+
+    Source: de Silva and Tenenbaum, Sparse multidimensional scaling using landmark points, 2004.
+    """
+
+    def __init__(
+        self,
+        n_neighbors: int = 5,
+        *,
+        n_components: int = 2,
+        n_landmarks: int = 512,
+        disconnected: str = "join",
+        random_state: Any = None,
+        verbose: bool = False,
+        ops: Any = None,
+    ) -> None:
+        super().__init__(
+            n_neighbors, n_components=n_components, disconnected=disconnected, verbose=verbose, ops=ops
+        )
+        self.n_landmarks = n_landmarks
+        self.random_state = random_state
+
+    def _choose(self, n: int) -> Tensor:
+        order = check_random_state(self.random_state).permutation(n)
+        self.landmarks_ = np.sort(order[: self.n_landmarks])
+        return torch.from_numpy(self.landmarks_)
+
+
+def memory_plan(points: int, landmarks: int | None, dtype: torch.dtype) -> str:
+    """What a fit is about to allocate."""
+    rows = points if landmarks is None else landmarks
+    size = rows * points * dtype.itemsize / 1e9 * (1 if landmarks is None else 2)
+    return f"{points:,} points, distances to {rows:,} of them: {size:.2f} GB"
+
+
+def _like(X: Matrix, result: Tensor) -> Matrix:
+    return result if isinstance(X, Tensor) else result.numpy(force=True)
