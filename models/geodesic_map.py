@@ -21,7 +21,8 @@ class GeodesicMap(NamedTuple):
     @classmethod
     def of(cls, distances: Tensor, n_components: int, ops: Any = pyops) -> GeodesicMap:
         """The map of landmarks whose distances ``[L, L]`` are known, by classical scaling."""
-        return cls(*ops.classical_mds(distances, n_components), distances.square().mean(1))
+        scaled = ops.classical_mds(distances, n_components)
+        return cls(scaled.embedding, scaled.eigenvalues, distances.square().mean(1))
 
     def place(self, distances: Tensor) -> Tensor:
         """Places points ``[M, d]`` by their distances ``[M, L]`` to the landmarks; landmarks where they are.

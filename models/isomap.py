@@ -103,7 +103,9 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         x = self._points(X, reset=False)
         near = self._ops.knn(x[None], self._x[None], self.n_neighbors)
-        parts = zip(near.squared_distances[0].sqrt().split(_AT_ONCE), near.indices[0].split(_AT_ONCE), strict=True)
+        parts = zip(
+            near.squared_distances[0].sqrt().split(_AT_ONCE), near.indices[0].split(_AT_ONCE), strict=True
+        )
         placed = [self._map.place(extended(lengths, indices, self._rows)) for lengths, indices in parts]
         return _like(X, torch.cat(placed))
 
@@ -150,7 +152,9 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
             return torch.tensor(array)
         if X.dim() != 2 or len(X) < least or X.is_complex():
-            raise ValueError(f"X must be [N, D] of real numbers with N >= {least}, got {list(X.shape)} of {X.dtype}")
+            raise ValueError(
+                f"X must be [N, D] of real numbers with N >= {least}, got {list(X.shape)} of {X.dtype}"
+            )
         x = X.detach() if X.dtype in (torch.float32, torch.float64) else X.detach().float()
         if not bool(x.isfinite().all()):
             row = int(x.isfinite().all(1).logical_not().nonzero()[0])
@@ -177,10 +181,11 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     # Modules have no copies and no pickles, so operators go by name.
 
     def __sklearn_clone__(self) -> Isomap:
-        parameters = self.get_params(deep=False)
-        twin = type(self)(
-            **{k: v if isinstance(v, ModuleType) else clone(v, safe=False) for k, v in parameters.items()}
-        )
+        parameters: dict[str, Any] = {
+            name: value if isinstance(value, ModuleType) else clone(value, safe=False)
+            for name, value in self.get_params(deep=False).items()
+        }
+        twin = type(self)(**parameters)
         if hasattr(self, "_sklearn_output_config"):
             twin._sklearn_output_config = self._sklearn_output_config.copy()
         return twin

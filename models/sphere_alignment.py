@@ -172,6 +172,6 @@ def _refined(e: Tensor, y: Tensor, start: Tensor, steps: int) -> tuple[float, Te
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)
     with torch.no_grad():
         return float(error()), numbers.detach()

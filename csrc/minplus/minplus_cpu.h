@@ -34,17 +34,19 @@ PYOPS_HD bool pack_panel(const T* from, int64_t step, int64_t next, int64_t coun
   return special;
 }
 
-#define PYOPS_PANELS(T, A)                                                                                            \
-  PYOPS_MULTIVERSION bool pack_rows(const T* from, int64_t step, int64_t next, int64_t count, int64_t depth, A* to) { \
-    return pack_panel<T, A, kRows>(from, step, next, count, depth, to);                                               \
-  }                                                                                                                   \
-  PYOPS_MULTIVERSION bool pack_columns(const T* from, int64_t step, int64_t next, int64_t count, int64_t depth,       \
-                                       A* to) {                                                                       \
-    if (step == 1 && count == kColumns<A>) return pack_panel<T, A, kColumns<A>>(from, 1, next, count, depth, to);     \
-    return pack_panel<T, A, kColumns<A>>(from, step, next, count, depth, to);                                         \
-  }                                                                                                                   \
-  PYOPS_MULTIVERSION void encode_row(const A* from, int64_t n, T* to) {                                               \
-    for (int64_t i = 0; i < n; ++i) to[i] = encode<T, A>(from[i]);                                                    \
+// Halves are packed for products alone.
+#define PYOPS_PANELS(T, A)                                                                                        \
+  [[maybe_unused]] PYOPS_MULTIVERSION bool pack_rows(const T* from, int64_t step, int64_t next, int64_t count,    \
+                                                     int64_t depth, A* to) {                                      \
+    return pack_panel<T, A, kRows>(from, step, next, count, depth, to);                                           \
+  }                                                                                                               \
+  [[maybe_unused]] PYOPS_MULTIVERSION bool pack_columns(const T* from, int64_t step, int64_t next, int64_t count, \
+                                                        int64_t depth, A* to) {                                   \
+    if (step == 1 && count == kColumns<A>) return pack_panel<T, A, kColumns<A>>(from, 1, next, count, depth, to); \
+    return pack_panel<T, A, kColumns<A>>(from, step, next, count, depth, to);                                     \
+  }                                                                                                               \
+  PYOPS_MULTIVERSION void encode_row(const A* from, int64_t n, T* to) {                                           \
+    for (int64_t i = 0; i < n; ++i) to[i] = encode<T, A>(from[i]);                                                \
   }
 PYOPS_PANELS(float, float)
 PYOPS_PANELS(Half, float)
