@@ -125,6 +125,8 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     # ---- parts ------------------------------------------------------------------------------------
 
+    _counts: tuple[str, ...] = ("n_neighbors", "n_components")
+
     @property
     def _ops(self) -> Any:
         return pyops if self.ops is None else self.ops
@@ -150,7 +152,8 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             array = validate_data(
                 self, X, dtype=(np.float64, np.float32), reset=reset, ensure_min_samples=least
             )
-            return torch.tensor(array)
+            x = torch.tensor(array)
+            return x if reset else x.to(self._x)
         if X.dim() != 2 or len(X) < least or X.is_complex():
             raise ValueError(
                 f"X must be [N, D] of real numbers with N >= {least}, got {list(X.shape)} of {X.dtype}"
@@ -169,10 +172,10 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return x if reset else x.to(self._x)
 
     def _check_parameters(self, n: int) -> None:
-        for name, least in (("n_neighbors", 1), ("n_components", 1)):
+        for name in self._counts:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if self.n_neighbors >= n:
             raise ValueError(f"n_neighbors must be less than n_samples = {n}, got {self.n_neighbors}")
         if self.disconnected not in ("join", "raise"):
@@ -247,6 +250,8 @@ class LandmarkIsomap(Isomap):
         )
         self.n_landmarks = n_landmarks
         self.random_state = random_state
+
+    _counts = (*Isomap._counts, "n_landmarks")
 
     def _choose(self, n: int) -> Tensor:
         order = check_random_state(self.random_state).permutation(n)
