@@ -79,7 +79,7 @@ def test_parts_are_joined_as_scikit_learn_joins_them():
     np.testing.assert_allclose(ours.dist_matrix_, theirs.dist_matrix_, rtol=1e-10)
     assert_same_but_for_signs(ours.embedding_, theirs.embedding_)
     with pytest.raises(
-        ValueError, match='falls into 3 .* components: use more neighbors, or disconnected="join"'
+        ValueError, match=r'falls into 3 .* components: use more neighbors, or disconnected="join"'
     ):
         Isomap(10, disconnected="raise").fit(points)
 
