@@ -147,7 +147,10 @@ def _factors(
 
 def _solve(distances: Tensor, values: Tensor, vectors: Tensor, right: Tensor) -> Tensor:
     """(values - B)^-1 right in the complement of the vectors, for all columns at once."""
-    solution, residual = torch.zeros_like(right), right
+    # Vectors come rounded to the dtype of the matrix. What that leaves of them in a direction has no curvature, and
+    # would be all that is left of it.
+    vectors = torch.linalg.qr(vectors).Q
+    solution, residual = torch.zeros_like(right), right - vectors @ (vectors.mT @ right)
     direction, square = residual, residual.square().sum(1, keepdim=True)
     least = square * tolerance(distances.dtype) ** 2
     for step in range(_STEPS):

@@ -153,6 +153,21 @@ def test_gradient_agrees_with_that_of_all_eigenpairs(points, dtype):
 
 
 @SIZES
+def test_gradient_along_found_vectors_is_not_amplified(points):
+    """Vectors in single precision are not quite orthogonal to what is left of a gradient without them."""
+    x = cloud(points, 6) * torch.tensor([11.0, 7, 2, 1, 0.5, 0.1], dtype=torch.float64)
+    for seed in range(4):
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            distances = distances_of(x).to(dtype).requires_grad_()
+            embedding = pyops.classical_mds(distances, 3).embedding
+            # Almost a motion and a scaling of the whole, to which nothing outside of the found vectors answers.
+            upstream = embedding.detach() @ cloud(3, 3, seed, dtype) + 1e-3 * cloud(points, 3, seed, dtype)
+            found.append(torch.autograd.grad((embedding * upstream).sum(), distances)[0].double())
+        assert (found[0] - found[1]).norm() < 1e-4 * found[1].norm()
+
+
+@SIZES
 def test_equal_eigenvalues(points):
     """Points in pairs on the axes. What no rotation changes has its gradient, all gradients are finite."""
     axis = torch.arange(points, dtype=torch.float64)
