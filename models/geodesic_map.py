@@ -22,7 +22,9 @@ class GeodesicMap(NamedTuple):
     def of(cls, distances: Tensor, n_components: int, ops: Any = pyops) -> GeodesicMap:
         """The map of landmarks whose distances ``[L, L]`` are known, by classical scaling."""
         scaled = ops.classical_mds(distances, n_components)
-        return cls(scaled.embedding, scaled.eigenvalues, distances.square().mean(1))
+        # By norms, because a second matrix, of squares, may be too much.
+        means = torch.linalg.vector_norm(distances, dim=1).square() / len(distances)
+        return cls(scaled.embedding, scaled.eigenvalues, means)
 
     def place(self, distances: Tensor) -> Tensor:
         """Places points ``[M, d]`` by their distances ``[M, L]`` to the landmarks; landmarks where they are.
