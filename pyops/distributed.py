@@ -8,10 +8,13 @@
     mine = pyops.distributed.shard(len(x))          # ... x[mine]
 
 Every rank holds all points and the whole graph, and does its share of the searches, which is where the time goes: a
-contiguous range of the rows, as `shard` says. Every rank of the group must make the same calls with the same tensors.
-That is compared first, by sizes and checksums: where ranks differ, or one refuses its arguments, each of them raises an
-error, and none waits. Other failures, such as too little memory, leave other ranks waiting until torchrun ends them, or
-until the timeout given to `init_process_group`, which should be longer than one rank may be behind another.
+contiguous range of the rows, as `shard` says. On CPUs one process on each machine is best; where torchrun starts more,
+it gives each a single thread unless OMP_NUM_THREADS says otherwise.
+
+Every rank of the group must make the same calls with the same tensors. That is compared first, by sizes and checksums:
+where ranks differ, or one refuses its arguments, each of them raises an error, and none waits. Other failures, such as
+too little memory, leave other ranks waiting until torchrun ends them, or until the timeout given to
+`init_process_group`, which should be longer than one rank may be behind another.
 
 Results are the bits of one process. So are gradients, but for the order of sums over ranks: what all ranks have alike,
 points and weights, gets the whole gradient on every rank, so that every rank must call backward. With the rows of its
@@ -50,15 +53,12 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def shard(count: int, group: Group = None) -> slice:
     """Tells which of ``count`` rows are this rank's.
 
-    Convention:
-        Ranks take rows in their order, ``ceil(count / ranks)`` each; the last ones have fewer, or none.
-
     Args:
         count: of rows, at least 0.
         group: the process group; None: all processes.
 
     Returns:
-        A slice; start and stop lie in ``0 ... count``.
+        A slice with ``0 <= start <= stop <= count``: ``ceil(count / ranks)`` rows; the last ranks have fewer, or none.
 
     Raises:
         TypeError, ValueError: ``count`` is no int of at least 0, or ``group`` no group with this process.
@@ -190,8 +190,7 @@ def _place(group: Group) -> tuple[int, int]:
 
 @contextmanager
 def _agreement(call: str, group: Group) -> Iterator[dict[str, Any]]:
-    """Collects what has to be alike on all ranks, and compares it; also where some of them refuse an argument, so that
-    the others do not wait for these."""
+    """Collects what has to be alike on all ranks and compares it, also with ranks that refuse an argument."""
     said: list[Any] = [None] * _place(group)[1]
     terms: dict[str, Any] = {}
     refused = None
@@ -270,8 +269,7 @@ def _require_one_loss(grad: Tensor, group: Group) -> None:
 
 
 class _Between(Function):
-    """A linear map between what is the same on all ranks and their parts or shares of it. The gradient of one way goes
-    the other way, which makes it differentiable any number of times."""
+    """A linear map from what all ranks have alike to parts or shares of it, or back: each is the other's gradient."""
 
     @staticmethod
     def forward(ctx, t, there, back):

@@ -175,6 +175,12 @@ def test_without_a_process_group(call):
         call()
 
 
+def test_without_torch_distributed(monkeypatch):
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"needs a PyTorch with torch\.distributed, and this one has none"):
+        shard(3)
+
+
 @pytest.mark.parametrize("backend", ("cuda:nccl", "cuda:gloo"))
 def test_a_backend_of_another_device(monkeypatch, backend):
     monkeypatch.setattr(dist, "get_backend_config", lambda group: backend)

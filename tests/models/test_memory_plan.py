@@ -22,7 +22,7 @@ def roll(n: int) -> torch.Tensor:
     (
         (2500, None, torch.float32, False),
         (2500, None, torch.float64, True),
-        (12_000, 300, torch.float32, False),
+        (9000, 900, torch.float32, False),
         (12_000, 300, torch.float64, True),
     ),
 )
@@ -68,6 +68,17 @@ def test_the_landmarks_that_are_advised_are_the_most_that_fit(monkeypatch):
         LandmarkIsomap(8, n_landmarks=most, random_state=0).fit(roll(2000))
     with pytest.warns(ResourceWarning, match=f"may not suffice: LandmarkIsomap with up to {most:,} "):
         LandmarkIsomap(8, n_landmarks=most + 1, random_state=0).fit(roll(2000))
+
+
+def test_a_fit_that_takes_nine_tenths_is_warned_of(monkeypatch):
+    peak = memory_plan.memory_plan(300, 8, 2, torch.float32, None).peak
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        free(monkeypatch, peak / 0.89)
+        Isomap(8).fit(roll(300))
+    with pytest.warns(ResourceWarning, match="may not suffice"):
+        free(monkeypatch, peak / 0.91)
+        Isomap(8).fit(roll(300))
 
 
 def test_unknown_memory_refuses_nothing(monkeypatch):
