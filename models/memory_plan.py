@@ -13,6 +13,7 @@ import torch
 SOURCES = 256  # of shortest paths between two signs of progress
 _SCRATCH = 128  # bytes a vertex and thread for the search of shortest paths: lanes, orders, a heap
 _BLOCKS = 10  # of a basis in which eigenvectors are found
+_MATRICES = 6  # the centred one, its eigenvectors, and room to find them
 _NEAR = 0.9  # share of the free memory from which on a fit is warned of
 
 
@@ -51,6 +52,8 @@ def memory_plan(
         + threads * points * _SCRATCH
     )
     scaling = distances + 3 * 8 * rows * _BLOCKS * (n_components + 4)
+    if rows <= 4 * n_components:  # then all eigenvectors are found
+        scaling = distances + _MATRICES * rows * rows * item
     kept = distances
     if landmarks is not None:
         kept *= 2
