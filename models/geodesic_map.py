@@ -10,6 +10,8 @@ from torch import Tensor
 
 import pyops
 
+_AT_ONCE = 1024  # columns
+
 
 class GeodesicMap(NamedTuple):
     """Landmarks in the plane (or space) of a map, and what places other points among them."""
@@ -22,7 +24,9 @@ class GeodesicMap(NamedTuple):
     def of(cls, distances: Tensor, n_components: int, ops: Any = pyops) -> GeodesicMap:
         """The map of landmarks whose distances ``[L, L]`` are known, by classical scaling."""
         scaled = ops.classical_mds(distances, n_components)
-        return cls(scaled.embedding, scaled.eigenvalues, distances.square().mean(1))
+        # A second matrix, of squares, may be too much; norms take none, and those of parts are exact enough.
+        norms = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in distances.split(_AT_ONCE, 1)])
+        return cls(scaled.embedding, scaled.eigenvalues, norms.square().sum(0) / len(distances))
 
     def place(self, distances: Tensor) -> Tensor:
         """Places points ``[M, d]`` by their distances ``[M, L]`` to the landmarks; landmarks where they are.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 import pyops
 
 from .geodesic_map import GeodesicMap, connected_graph, extended
+from .memory_plan import SOURCES, free_memory, memory_plan, require_memory
 
 Matrix = Any  # a tensor, or what scikit-learn takes for an array
 _AT_ONCE = 1024  # points
@@ -43,6 +45,7 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     Raises:
         ValueError: X is no matrix of finite numbers, has no more rows than neighbours, or falls apart.
+        MemoryError: there is too little memory; nothing has been computed yet. Where it is tight, a ResourceWarning.
 
     Example:
         >>> from sklearn.datasets import make_swiss_roll
@@ -80,16 +83,17 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         x = self._points(X, reset=True)
         self._check_parameters(len(x))
         landmarks = self._choose(len(x))
-        if self.verbose:
-            print(memory_plan(len(x), None if landmarks is None else len(landmarks), x.dtype))
+        self._require_memory(x, landmarks)
         graph = connected_graph(x, self.n_neighbors, self.disconnected, self._ops)
         distances = self._distances(graph, landmarks)
         # A row per point: of all distances, which are symmetric, or of those to the landmarks.
         rows = distances if landmarks is None else distances.mT.contiguous()
+        del distances  # in the first of two orders
         among = rows if landmarks is None else rows[landmarks]
         self._x, self._rows, self._map = x, rows, GeodesicMap.of(among, self.n_components, self._ops)
         self.dist_matrix_ = _like(X, rows.mT)
-        self.embedding_ = _like(X, self._map.embedding if landmarks is None else self._map.place(rows))
+        placed = [] if landmarks is None else [self._map.place(part) for part in rows.split(_AT_ONCE)]
+        self.embedding_ = _like(X, torch.cat(placed) if placed else self._map.embedding)
         self._n_features_out = self.n_components
         return self
 
@@ -142,8 +146,22 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return self._ops.geodesic_distances(graph, sources)
         from rich.progress import track
 
-        parts = track(sources.split(_AT_ONCE), "shortest paths")
-        return torch.cat([self._ops.geodesic_distances(graph, part) for part in parts])
+        distances = graph.weights.new_empty(len(sources), len(graph.indptr) - 1)
+        for begin in track(range(0, len(sources), SOURCES), "shortest paths"):
+            some = slice(begin, begin + SOURCES)
+            distances[some] = self._ops.geodesic_distances(graph, sources[some])
+        return distances
+
+    def _require_memory(self, x: Tensor, landmarks: Tensor | None) -> None:
+        """Says what the fit takes, and refuses one that there is too little memory for."""
+        count = None if landmarks is None else len(landmarks)
+        plan_of = partial(memory_plan, len(x), self.n_neighbors, self.n_components, x.dtype)
+        plan, free = plan_of(count), free_memory(x.device)
+        if self.verbose:
+            to = "all" if count is None else f"{count:,}"
+            there = "" if free is None else f", {free / 1e9:,.3g} GB are free"
+            print(f"{len(x):,} points, distances to {to} of them: {plan}{there}")
+        require_memory(plan, plan_of, free)
 
     def _points(self, X: Matrix, reset: bool) -> Tensor:
         """``X`` as a tensor of floats, checked as scikit-learn checks it."""
@@ -257,13 +275,6 @@ class LandmarkIsomap(Isomap):
         order = check_random_state(self.random_state).permutation(n)
         self.landmarks_ = np.sort(order[: self.n_landmarks])
         return torch.from_numpy(self.landmarks_)
-
-
-def memory_plan(points: int, landmarks: int | None, dtype: torch.dtype) -> str:
-    """What a fit is about to allocate."""
-    rows = points if landmarks is None else landmarks
-    size = rows * points * dtype.itemsize / 1e9 * (1 if landmarks is None else 2)
-    return f"{points:,} points, distances to {rows:,} of them: {size:.2f} GB"
 
 
 def _like(X: Matrix, result: Tensor) -> Matrix:

@@ -1,6 +1,6 @@
 """Fused vision operators that stock PyTorch lacks or runs badly, as ordinary PyTorch functions on CPU and CUDA."""
 
-from . import reference
+from . import distributed, reference
 from ._memory import keep_memory
 from ._native import __version__, build_info
 from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
@@ -46,6 +46,7 @@ __all__ = [
     "corr2d_lookup_on_demand",
     "corr2d_pyramid",
     "disparity_warp",
+    "distributed",
     "double_centered_matmul",
     "extract_tpatches",
     "farthest_point_sample",

@@ -22,6 +22,7 @@ ALLOWED = {
     "pyops.triton": {"pyops.triton", "triton"},
     "pyops.compat": {"pyops", "pyops.compat"},
     "pyops.correct": {"pyops.io", "pyops.models"},
+    "pyops.distributed": {"pyops.ops", "pyops.reference"},
     "pyops.io": {"pyops", "pyops.io"},
     "pyops.stereo": {"pyops.io", "pyops.models"},
     "pyops.models": {"pyops", "pyops.models"},

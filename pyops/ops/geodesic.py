@@ -112,16 +112,12 @@ def geodesic_distances(
         sources = torch.arange(count, device=indptr.device)
     else:
         _validate_sources(sources, indptr, count)
-    if cutoff is None:
-        cutoff = math.inf
-    elif isinstance(cutoff, bool) or not isinstance(cutoff, (int, float)):
-        raise TypeError(f"cutoff must be a float or None, got {type(cutoff).__name__}")
-    elif not cutoff >= 0:
-        raise ValueError(f"cutoff must be at least 0, got {cutoff}")
+    _validate_cutoff(cutoff)
     if method not in _METHODS:
         raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
     given = [t[None] for t in (indptr, indices, weights, sources)]
-    distances = torch.ops.pyops.geodesic_distances(*given, float(cutoff), method)
+    limit = math.inf if cutoff is None else float(cutoff)
+    distances = torch.ops.pyops.geodesic_distances(*given, limit, method)
     if not return_predecessors:
         return distances[0]
     found = torch.ops.pyops.geodesic_predecessors(*(t.detach() for t in (*given, distances)), False)
@@ -186,6 +182,15 @@ def _validate_sources(sources: Tensor, indptr: Tensor, count: int) -> None:
         low, high = (int(value) for value in sources.aminmax())
         if low < 0 or high >= count:
             raise ValueError(f"sources must be from 0 to N - 1 = {count - 1}, got {low} to {high}")
+
+
+def _validate_cutoff(cutoff: float | None) -> None:
+    if cutoff is None:
+        return
+    if isinstance(cutoff, bool) or not isinstance(cutoff, (int, float)):
+        raise TypeError(f"cutoff must be a float or None, got {type(cutoff).__name__}")
+    if not cutoff >= 0:
+        raise ValueError(f"cutoff must be at least 0, got {cutoff}")
 
 
 # ---- what PyTorch needs to know of the operators ---------------------------------------------------------------------
