@@ -8,8 +8,10 @@ import pytest
 import torch
 from benches import CPU, disagreeing, matches
 
+from bench.models.isomap import Isomap
 from bench.ops.mds import Mds
 from bench.ops.minplus import MinPlus
+from bench.peers import isomap as isomap_peers
 from bench.peers import mds as mds_peers
 from bench.peers import minplus as minplus_peers
 
@@ -65,3 +67,13 @@ def test_mds_finds_out_other_work():
     assert matches(case, [embedding], expected)
     assert not matches(case, [embedding.flip(1)], expected)
     assert not matches(case, [embedding * 1.01], expected)
+
+
+@pytest.mark.parametrize("placed", (0, 20))
+def test_isomap_contestants_agree(placed):
+    case = Isomap(points=150, placed=placed)
+    assert disagreeing(case, isomap_peers.PEERS) == []
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    other = replace(case, k=5).reference(x)
+    assert matches(case, expected, expected) and not matches(case, other, expected)
