@@ -17,6 +17,7 @@ from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .ops.mds import ClassicalMDS, classical_mds, double_centered_matmul
 from .ops.minplus import floyd_warshall, min_plus_matmul
+from .ops.minplus_gather import min_plus_gather
 from .ops.modulation import ModulationWeights, relation_aware_modulation
 from .ops.motif import camp_conv, constant_highpass
 from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
@@ -66,6 +67,7 @@ __all__ = [
     "lut3d",
     "lut_monotonicity",
     "lut_smoothness",
+    "min_plus_gather",
     "min_plus_matmul",
     "reference",
     "relation_aware_modulation",
