@@ -3,6 +3,7 @@
 from . import distributed, reference
 from ._memory import keep_memory
 from ._native import __version__, build_info
+from .ops._minplus_gather import min_plus_gather
 from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
@@ -17,7 +18,6 @@ from .ops.lookup import corr1d_lookup, geometry_lookup
 from .ops.lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .ops.mds import ClassicalMDS, classical_mds, double_centered_matmul
 from .ops.minplus import floyd_warshall, min_plus_matmul
-from .ops.minplus_gather import min_plus_gather
 from .ops.modulation import ModulationWeights, relation_aware_modulation
 from .ops.motif import camp_conv, constant_highpass
 from .ops.sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample

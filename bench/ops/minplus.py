@@ -148,13 +148,17 @@ class Reach(Case):
         """The Triton kernels by name, as above."""
         from pyops.triton import minplus as kernels
 
-        given = [x[name][None] for name in ("lengths", "indices", "rows")]
+        lengths, indices, rows = (x[name][None] for name in ("lengths", "indices", "rows"))
 
         def both() -> list[Tensor]:
-            grads = kernels.min_plus_gather_backward(x["grad"][None], *given, True, True)
-            return [t[0] for t in (kernels.min_plus_gather(*given), *grads)]
+            found = kernels.min_plus_gather(lengths, indices, rows)
+            grad = x["grad"][None]
+            grads = kernels.min_plus_gather_backward(grad, lengths, indices, rows, True, True)
+            return [t[0] for t in (found, *grads)]
 
-        return Contestant(both if self.backward else lambda: kernels.min_plus_gather(*given)[0])
+        return Contestant(
+            both if self.backward else lambda: kernels.min_plus_gather(lengths, indices, rows)[0]
+        )
 
     def reference(self, inputs: Inputs) -> list[Tensor]:
         from pyops import reference

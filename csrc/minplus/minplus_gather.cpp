@@ -1,7 +1,7 @@
-// Min-plus products of a sparse matrix on the CPU. Threads take blocks of columns so narrow that these columns of all
-// rows stay in the cache, where every row is read by several queries; a row of a block still is a few kilobytes, so
-// that the processor fetches ahead. The backward finds where the minima were anew, and adds up the gradient of the rows
-// in the order of the queries, a block of columns each thread.
+// Min-plus products of a sparse matrix on the CPU. Threads take blocks of columns, so wide that the processor fetches
+// ahead in each row, and so narrow that rows may stay in the cache until another query reads them. The backward finds
+// where the minima were anew, and adds up the gradient of the rows in the order of the queries, a block of columns each
+// thread.
 #include "../common/elements.h"
 #include "minplus_gather_args.h"
 #include "minplus_tiles.h"
@@ -16,10 +16,11 @@ using tiles::kInfinity;
 using tiles::Mask;
 using torch::stable::parallel_for;
 
-constexpr int64_t kCached = int64_t(6) << 20, kLeast = 2048;  // bytes of a block of rows, and of each at least
-constexpr int64_t kChunk = 512;                               // columns at a time in the backward
-constexpr int64_t kQueries = 64;                              // of a piece of work
-constexpr int64_t kGrain = 1 << 15;                           // sums worth a thread
+constexpr int64_t kPiece = 16 << 10;         // bytes of a row in a block
+constexpr int64_t kSums = int64_t(4) << 20;  // bytes of the sums of gradients of a block
+constexpr int64_t kChunk = 512;              // columns at a time in the backward
+constexpr int64_t kQueries = 64;             // of a piece of work
+constexpr int64_t kGrain = 1 << 15;          // sums worth a thread
 
 // ---- what is compiled for every instruction set ----------------------------------------------------------------------
 
@@ -139,12 +140,6 @@ Tensor with_dense_rows(const Tensor& t) {
   return t.stride(2) == 1 || t.size(2) == 1 ? t : torch::stable::contiguous(t);
 }
 
-// Columns of a block, in whole cache lines.
-int64_t block_columns(const Sparse& p, int64_t size) {
-  const int64_t fitting = kCached / size / std::max<int64_t>(1, p.points) / 64 * 64;
-  return std::min(p.columns, std::max(kLeast / size, fitting));
-}
-
 template <class T>
 const T* data_of(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
@@ -154,7 +149,7 @@ template <class T>
 void multiply(const Sparse& p, const Tensor& lengths, const Tensor& indices, const Tensor& rows, const Tensor& out) {
   using A = Arithmetic<T>;
   const auto from = matrices_of<const T>(rows);
-  const int64_t wide = block_columns(p, sizeof(T)), across = ceil_div(p.columns, wide);
+  const int64_t wide = std::min(p.columns, kPiece / int64_t(sizeof(T))), across = ceil_div(p.columns, wide);
   const int64_t down = ceil_div(p.queries, kQueries), work = std::min(kQueries, p.queries) * wide * (p.each + 1);
   T* const to = static_cast<T*>(out.mutable_data_ptr());
   parallel_for(0, p.batch * across * down, std::max<int64_t>(1, kGrain / work), [&](int64_t i, int64_t end) {
@@ -173,7 +168,7 @@ void multiply(const Sparse& p, const Tensor& lengths, const Tensor& indices, con
 template <class T>
 void gather_gradients(const Sparse& p, const int32_t* origins, const Matrices<T>& grad, T* to) {
   using A = Arithmetic<T>;
-  const int64_t fitting = kCached / int64_t(sizeof(A)) / std::max<int64_t>(1, p.points) / 16 * 16;
+  const int64_t fitting = kSums / int64_t(sizeof(A)) / std::max<int64_t>(1, p.points) / 16 * 16;
   const int64_t wide = std::min(p.columns, std::max<int64_t>(16, std::min<int64_t>(256, fitting)));
   const int64_t across = ceil_div(p.columns, wide);
   const int64_t grain = std::max<int64_t>(1, kGrain / (wide * (p.queries + p.points)));

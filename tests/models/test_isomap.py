@@ -156,13 +156,12 @@ def test_landmarks_need_no_matrix_of_all_points():
 
 
 def test_new_points_are_placed_in_blocks_without_a_matrix(monkeypatch):
-    from pyops.models import geodesic_map
+    from pyops.models import isomap
 
     points, new = (torch.from_numpy(roll(n, seed)).float() for n, seed in ((600, 0), (1100, 1)))
     model = Isomap(8).fit(points)
     expected = model.transform(new)
-    monkeypatch.setattr(geodesic_map, "_POINTS", 128)
-    monkeypatch.setattr(geodesic_map, "_LANDMARKS", 250)
+    monkeypatch.setattr(isomap, "_AT_ONCE", 128)
     assert_close(model.transform(new), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     assert peak_allocated(lambda: model.transform(new)) < 0.5 * len(new) * len(points) * 4
     near = pyops.knn(new[None], points[None], 8)
