@@ -33,10 +33,15 @@ class GeodesicMap(NamedTuple):
 
         Source: equation 4 of de Silva and Tenenbaum, Sparse multidimensional scaling using landmark points, 2004.
         """
+        return self.place_squares(distances.square())
+
+    def place_squares(self, squares: Tensor) -> Tensor:
+        """The same by squares of distances, which are overwritten: memory of their size is not asked for again."""
         # A direction without extent has no coordinates.
         positive = self.eigenvalues > torch.finfo(self.eigenvalues.dtype).eps * self.eigenvalues[:1]
-        inverse = self.embedding / torch.where(positive, self.eigenvalues, torch.inf)
-        return (distances.square() - self.means) @ inverse * -0.5
+        inverse = self.embedding / torch.where(positive, self.eigenvalues, torch.inf) * -0.5
+        # Products with few columns are slow, with few rows fast.
+        return (inverse.mT.contiguous() @ squares.sub_(self.means).mT).mT.contiguous()
 
 
 def isomap_embedding(
@@ -129,12 +134,3 @@ def joined(x: Tensor, graph: pyops.Graph, labels: Tensor, ops: Any = pyops) -> p
     order = (rows * len(x) + columns).argsort()
     indptr = torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=len(x)).cumsum(0)])
     return pyops.Graph(indptr, columns[order], torch.cat([graph.weights, lengths, lengths])[order])
-
-
-def extended(lengths: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
-    """Distances ``[M, L]`` of new points: through the fitted points ``indices [M, k]``, ``lengths [M, k]`` away, whose
-    own distances are rows of ``rows [N, L]``."""
-    shortest = rows.new_full((len(indices), rows.shape[1]), torch.inf)
-    for length, index in zip(lengths.unbind(1), indices.unbind(1), strict=True):
-        torch.minimum(shortest, rows[index] + length[:, None], out=shortest)
-    return shortest

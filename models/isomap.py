@@ -16,11 +16,11 @@ from torch import Tensor
 
 import pyops
 
-from .geodesic_map import GeodesicMap, connected_graph, extended
+from .geodesic_map import GeodesicMap, connected_graph
 from .memory_plan import SOURCES, free_memory, memory_plan, require_memory
 
 Matrix = Any  # a tensor, or what scikit-learn takes for an array
-_AT_ONCE = 1024  # points
+_AT_ONCE = 512  # points: their distances then come from a cache when they are placed
 
 
 class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -107,10 +107,11 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         x = self._points(X, reset=False)
         near = self._ops.knn(x[None], self._x[None], self.n_neighbors)
-        parts = zip(
-            near.squared_distances[0].sqrt().split(_AT_ONCE), near.indices[0].split(_AT_ONCE), strict=True
-        )
-        placed = [self._map.place(extended(lengths, indices, self._rows)) for lengths, indices in parts]
+        lengths, indices = near.squared_distances[0].sqrt().split(_AT_ONCE), near.indices[0].split(_AT_ONCE)
+        placed = [
+            self._map.place_squares(self._ops.min_plus_gather(edges, places, self._rows).square_())
+            for edges, places in zip(lengths, indices, strict=True)
+        ]
         return _like(X, torch.cat(placed))
 
     def reconstruction_error(self) -> float:

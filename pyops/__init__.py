@@ -3,6 +3,7 @@
 from . import distributed, reference
 from ._memory import keep_memory
 from ._native import __version__, build_info
+from .ops._minplus_gather import min_plus_gather
 from .ops.corr1d import corr1d_lookup_on_demand, corr1d_pyramid
 from .ops.corr2d import corr2d_lookup, corr2d_lookup_on_demand, corr2d_pyramid
 from .ops.disparity import context_upsample, disparity_warp
@@ -66,6 +67,7 @@ __all__ = [
     "lut3d",
     "lut_monotonicity",
     "lut_smoothness",
+    "min_plus_gather",
     "min_plus_matmul",
     "reference",
     "relation_aware_modulation",

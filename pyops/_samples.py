@@ -155,6 +155,12 @@ def _minplus_samples(graphs: bool) -> list[Inputs]:
     return [dict(weights=a[:, :, :30])] if graphs else [dict(a=a, b=b)]
 
 
+def _reach_samples() -> list[Inputs]:
+    generator = torch.Generator().manual_seed(0)
+    lengths, rows = (torch.rand(shape, generator=generator) for shape in ((30, 5), (40, 50)))
+    return [dict(lengths=lengths, indices=torch.randint(-1, 40, (30, 5), generator=generator), rows=rows)]
+
+
 def _mds_samples(product: bool) -> list[Inputs]:
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(250, 5, generator=generator) * torch.linspace(3, 1, 5)
@@ -183,6 +189,7 @@ SAMPLES: dict[str, Callable[[], list[Inputs]]] = {
     "classical_mds": lambda: _mds_samples(False),
     "double_centered_matmul": lambda: _mds_samples(True),
     "floyd_warshall": lambda: _minplus_samples(True),
+    "min_plus_gather": _reach_samples,
     "min_plus_matmul": lambda: _minplus_samples(False),
     "three_interpolate": _interpolation_samples,
     "geometry_lookup": lambda: _lookup_samples(True),

@@ -10,7 +10,7 @@ from benches import CPU, disagreeing, matches
 
 from bench.models.isomap import Isomap
 from bench.ops.mds import Mds
-from bench.ops.minplus import MinPlus
+from bench.ops.minplus import MinPlus, Reach
 from bench.peers import isomap as isomap_peers
 from bench.peers import mds as mds_peers
 from bench.peers import minplus as minplus_peers
@@ -25,6 +25,10 @@ from bench.peers import minplus as minplus_peers
         MinPlus(size=1, overhead=True),
         MinPlus(size=23, batch=2, paths=True),
         MinPlus(size=23, paths=True, backward=True),
+        Reach(queries=30, neighbours=4, points=23),
+        Reach(queries=30, neighbours=4, points=23, backward=True),
+        Reach(queries=30, neighbours=4, points=23, dtype=torch.float16),
+        Reach(queries=1, neighbours=1, points=1, overhead=True),
     ),
     ids=lambda case: case.name,
 )
@@ -38,6 +42,10 @@ def test_minplus_finds_out_other_work():
     expected = case.reference(x)
     assert matches(case, [minplus_peers.all_sums(x["a"], x["b"])], expected)
     assert not matches(case, [minplus_peers.all_sums(x["b"], x["a"])], expected)
+    edges = Reach(queries=30, neighbours=4, points=23)
+    x = edges.inputs(CPU)
+    some = [t[:, 1:] for t in (x["lengths"], x["indices"])]
+    assert not matches(edges, [minplus_peers.edge_by_edge(*some, x["rows"])], edges.reference(x))
     paths = replace(case, paths=True)
     x = paths.inputs(CPU)
     assert not matches(paths, [x["weights"]], paths.reference(x))

@@ -1,4 +1,4 @@
-"""minplus: products in the min-plus semiring, shortest distances of dense graphs. Peers: `bench/peers/minplus.py`."""
+"""minplus: products in the min-plus semiring, dense and sparse; shortest distances. Peers: `bench/peers/minplus.py`."""
 
 from __future__ import annotations
 
@@ -97,6 +97,94 @@ class MinPlus(Case):
         return 2 * self.batch * self.size**3
 
 
+@dataclass(frozen=True)
+class Reach(Case):
+    """Distances of new points by those of their neighbours: a sparse matrix times a dense one."""
+
+    queries: int = 2000
+    neighbours: int = 10
+    points: int = 5000
+    dtype: torch.dtype = torch.float32
+    seconds: float = 6.0
+
+    @property
+    def words(self) -> list[str]:
+        return [
+            "sparse product",
+            f"{self.queries}x{self.neighbours} of {self.points}x{self.points}",
+            dtype_name(self.dtype),
+        ]
+
+    def inputs(self, device: torch.device, seed: int = 0) -> Inputs:
+        generator = torch.Generator().manual_seed(seed)
+        edges = self.queries, self.neighbours
+        lengths = torch.rand(edges, generator=generator)
+        indices = torch.randint(self.points, edges, generator=generator)
+        rows = torch.rand(self.points, self.points, generator=generator)
+        grad = torch.randn(self.queries, self.points, generator=generator) if self.backward else None
+        return {
+            "lengths": lengths.to(device, self.dtype),
+            "indices": indices.to(device),
+            "rows": rows.to(device, self.dtype),
+            "grad": None if grad is None else grad.to(device, self.dtype),
+        }
+
+    def task(self, function: Callable[..., Tensor], x: Inputs) -> Callable[[], Any]:
+        if self.backward:
+            return forward_backward(
+                lambda lengths, rows: function(lengths, x["indices"], rows),
+                [x["lengths"], x["rows"]],
+                x["grad"],
+            )
+        return lambda: function(x["lengths"], x["indices"], x["rows"])
+
+    def ours(self, device: torch.device) -> dict[str, Callable[[Inputs], Contestant]]:
+        import pyops
+
+        ours = {"pyops": lambda x: Contestant(self.task(pyops.min_plus_gather, x))}
+        return ours | ({"pyops (Triton)": self.triton} if device.type == "cuda" else {})
+
+    def triton(self, x: Inputs) -> Contestant:
+        """The Triton kernels by name, as above."""
+        from pyops.triton import minplus as kernels
+
+        lengths, indices, rows = (x[name][None] for name in ("lengths", "indices", "rows"))
+
+        def both() -> list[Tensor]:
+            found = kernels.min_plus_gather(lengths, indices, rows)
+            grad = x["grad"][None]
+            grads = kernels.min_plus_gather_backward(grad, lengths, indices, rows, True, True)
+            return [t[0] for t in (found, *grads)]
+
+        return Contestant(
+            both if self.backward else lambda: kernels.min_plus_gather(lengths, indices, rows)[0]
+        )
+
+    def reference(self, inputs: Inputs) -> list[Tensor]:
+        from pyops import reference
+
+        wide = {k: t.double() if t is not None and t.is_floating_point() else t for k, t in inputs.items()}
+        result = self.task(reference.min_plus_gather, wide)()
+        return result if self.backward else [result]
+
+    def tolerances(self) -> list[Tolerance]:
+        """As of products."""
+        limit = {torch.float16: 2e-3, torch.bfloat16: 1e-2}.get(self.dtype, 1e-5)
+        gradient = Tolerance(limit, flips=1e-3, of_peak=True)
+        return [Tolerance(limit, of_peak=True), *([gradient, gradient] if self.backward else [])]
+
+    @property
+    def bytes(self) -> int:
+        """Everything once; the rows come from a cache where they are read again."""
+        edges, results = self.queries * self.neighbours, self.queries * self.points
+        once = edges * (8 + self.dtype.itemsize) + (self.points**2 + results) * self.dtype.itemsize
+        return once * (1 + 2 * self.backward)
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.queries * self.neighbours * self.points
+
+
 def closed(weights: Tensor) -> Tensor:
     """Shortest distances, a step for each node, in place."""
     distances = weights.clone()
@@ -121,4 +209,10 @@ CASES = (
     MinPlus(paths=True, size=150, quick=True),
     MinPlus(paths=True, size=40, backward=True, quick=True),
     MinPlus(size=1, overhead=True, quick=True),
+    Reach(headline=True),
+    Reach(points=2000, backward=True, headline=True),
+    Reach(dtype=torch.float16),
+    Reach(queries=200, points=500, quick=True),
+    Reach(queries=100, points=300, backward=True, quick=True),
+    Reach(queries=1, neighbours=1, points=1, overhead=True, quick=True),
 )

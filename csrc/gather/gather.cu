@@ -2,12 +2,9 @@
 //
 // What scatters is turned round: entries are sorted by the point they come from, in a stable order, so that each point
 // sums its own one after the other. There are no atomics.
-#include <torch/csrc/stable/ops.h>
-
-#include <array>
-
 #include "../common/launch.cuh"
 #include "../common/pixel.h"
+#include "../common/segments.cuh"
 #include "gather_args.h"
 
 namespace pyops::gather {
@@ -73,23 +70,6 @@ __global__ void blend_rows(const View<T> values, const int64_t* places, const fl
   });
 }
 
-// The point that each entry comes from, of all clouds one after the other; one past the last where it is missing.
-template <class K>
-__global__ void number_entries(const int64_t* places, const Problem p, K* keys) {
-  const int64_t entries = p.entries(), all = p.batch * entries;
-  for (int64_t i = global_thread(); i < all; i += grid_threads())
-    keys[i] = exists(places[i], p.points) ? K(i / entries * p.points + places[i]) : K(p.batch * p.points);
-}
-
-// Where the entries of each point begin among the sorted ones.
-template <class K>
-__global__ void find_starts(const K* keys, int64_t entries, int64_t points, int64_t* starts) {
-  for (int64_t i = global_thread(); i <= entries; i += grid_threads()) {
-    const int64_t from = i == 0 ? 0 : int64_t(keys[i - 1]) + 1, to = i < entries ? int64_t(keys[i]) : points;
-    for (int64_t point = from; point <= to; ++point) starts[point] = i;
-  }
-}
-
 // `weights` are null where rows were gathered as they are.
 template <class T>
 __global__ void sum_entries(const View<T> grad, const float* weights, const int64_t* order, const int64_t* starts,
@@ -126,40 +106,15 @@ __global__ void weigh_entries(const View<T> grad, const View<T> values, const in
   });
 }
 
-// Which entry comes where when they are sorted, equal ones in their order; `keys` becomes the sorted ones.
-Tensor sort_stably(Tensor& keys) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(int64_t(0)), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
-  keys = to<Tensor>(stack[0]);
-  return to<Tensor>(stack[1]);
-}
-
-template <class T, class K>
-void scatter(const Problem& p, const Tensor& grad, const int64_t* places, const float* weights, const Tensor& out,
+template <class T>
+void scatter(const Problem& p, const Tensor& grad, const Tensor& places, const float* weights, const Tensor& out,
              cudaStream_t stream) {
   const char* const name = "gather_points_backward";
-  const int64_t entries = p.batch * p.entries(), points = p.batch * p.points;
-  Tensor keys = new_tensor(grad, {entries}, sizeof(K) == 4 ? ScalarType::Int : ScalarType::Long);
-  const Tensor starts = new_tensor(grad, {points + 1}, ScalarType::Long);
-  launch(name, number_entries<K>, blocks_for(entries, kThreads, 1 << 20), kThreads, 0, stream, places, p,
-         static_cast<K*>(keys.mutable_data_ptr()));
-  const Tensor order = sort_stably(keys);
-  launch(name, find_starts<K>, blocks_for(entries + 1, kThreads, 1 << 20), kThreads, 0, stream,
-         static_cast<const K*>(keys.const_data_ptr()), entries, points,
-         static_cast<int64_t*>(starts.mutable_data_ptr()));
+  const auto segments = segments::find(name, places, p.batch, p.entries(), p.points, stream);
   const int lanes = lanes_for(p.channels);
-  launch(name, sum_entries<T>, blocks_for(points * lanes, kThreads, 1 << 20), kThreads, 0, stream, View<T>(grad),
-         weights, static_cast<const int64_t*>(order.const_data_ptr()),
-         static_cast<const int64_t*>(starts.const_data_ptr()), p, lanes, static_cast<T*>(out.mutable_data_ptr()));
-}
-
-template <class T>
-void scatter_by(const Problem& p, const Tensor& grad, const int64_t* places, const float* weights, const Tensor& out,
-                cudaStream_t stream) {
-  if (p.batch * p.points < INT32_MAX) scatter<T, int32_t>(p, grad, places, weights, out, stream);
-  else scatter<T, int64_t>(p, grad, places, weights, out, stream);
+  launch(name, sum_entries<T>, blocks_for(p.batch * p.points * lanes, kThreads, 1 << 20), kThreads, 0, stream,
+         View<T>(grad), weights, segments.entries(), segments.begins(), p, lanes,
+         static_cast<T*>(out.mutable_data_ptr()));
 }
 
 const int64_t* places_of(const Tensor& indices) { return static_cast<const int64_t*>(indices.const_data_ptr()); }
@@ -185,9 +140,8 @@ Tensor gather_points_backward(const Tensor& grad, const Tensor& indices, int64_t
   if (out.numel() == 0) return out;
   const DeviceScope scope(grad);
   const Tensor places = in_order(indices);
-  dispatch_float(grad.scalar_type(), "grad", [&](auto zero) {
-    scatter_by<decltype(zero)>(p, grad, places_of(places), nullptr, out, scope.stream());
-  });
+  dispatch_float(grad.scalar_type(), "grad",
+                 [&](auto zero) { scatter<decltype(zero)>(p, grad, places, nullptr, out, scope.stream()); });
   return out;
 }
 
@@ -219,8 +173,7 @@ std::tuple<Tensor, Tensor> blend_points_backward(const Tensor& grad, const Tenso
   dispatch_float(values.scalar_type(), "values", [&](auto zero) {
     using T = decltype(zero);
     if (grad_values.numel() > 0)
-      scatter_by<T>(p, grad, places_of(places), static_cast<const float*>(factors.const_data_ptr()), grad_values,
-                    scope.stream());
+      scatter<T>(p, grad, places, static_cast<const float*>(factors.const_data_ptr()), grad_values, scope.stream());
     if (grad_weights.numel() > 0)
       launch("blend_points_backward", weigh_entries<T>, blocks_for(grad_weights.numel() * lanes, kThreads, 1 << 20),
              kThreads, 0, scope.stream(), View<T>(grad), View<T>(values), places_of(places), p, lanes,

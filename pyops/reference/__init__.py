@@ -16,7 +16,7 @@ from .local_correlation import local_correlation
 from .lookup import corr1d_lookup, geometry_lookup
 from .lut3d import fuse_luts, identity_lut, lut3d, lut_monotonicity, lut_smoothness
 from .mds import classical_mds, double_centered_matmul
-from .minplus import floyd_warshall, min_plus_matmul
+from .minplus import floyd_warshall, min_plus_gather, min_plus_matmul
 from .modulation import relation_aware_modulation
 from .motif import camp_conv, constant_highpass
 from .sampling import adaptive_grid_sample, interval_vertices, inverse_vertices, separable_grid_sample
@@ -57,6 +57,7 @@ __all__ = [
     "lut3d",
     "lut_monotonicity",
     "lut_smoothness",
+    "min_plus_gather",
     "min_plus_matmul",
     "relation_aware_modulation",
     "separable_grid_sample",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._pixels import arithmetic_dtype
@@ -20,6 +21,25 @@ def min_plus_matmul(a: Tensor, b: Tensor) -> Tensor:
         sums = left[..., k, None] + right[..., None, k, :]
         least = torch.where((sums < least) | (sums.isnan() & ~least.isnan()), sums, least)
     return least.to(a.dtype)
+
+
+def min_plus_gather(lengths: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    """The definition of :func:`pyops.min_plus_gather`: one j after the other, a row of inf for what is missing."""
+    dtype = arithmetic_dtype(lengths, rows)
+    (*_, queries, each), (*_, points, columns) = lengths.shape, rows.shape
+    batch = torch.broadcast_shapes(lengths.shape[:-2], rows.shape[:-2])
+    missing = (indices < 0) | (indices >= points)
+    places = indices.masked_fill(missing, points).expand(*batch, queries, each)
+    near = lengths.to(dtype).masked_fill(missing, 0)
+    table = F.pad(rows.to(dtype), (0, 0, 0, 1), value=torch.inf).expand(*batch, points + 1, columns)
+    least = near.new_full((*batch, queries, columns), torch.inf)
+    if each == 0:  # a graph for autograd all the same
+        least = least + near.sum(-1, keepdim=True) + table[..., :0, :].sum(-2, keepdim=True)
+    for j in range(each):
+        found = table.gather(-2, places[..., j, None].expand(*batch, queries, columns))
+        sums = near[..., j, None] + found
+        least = torch.where((sums < least) | (sums.isnan() & ~least.isnan()), sums, least)
+    return least.to(rows.dtype)
 
 
 def floyd_warshall(weights: Tensor) -> Tensor:

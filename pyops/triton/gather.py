@@ -119,16 +119,22 @@ def blend_points(values: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
+def segments(indices: Tensor, points: int) -> tuple[Tensor, Tensor]:
+    """Entries of all clouds sorted by the point that each names, in a stable order, and where those of each begin."""
+    flat = indices.flatten(1)
+    batch = len(flat)
+    first = torch.arange(batch, device=flat.device)[:, None] * points
+    missing = (flat < 0) | (flat >= points)
+    keys, order = (flat + first).masked_fill(missing, batch * points).flatten().sort(stable=True)
+    return order, torch.searchsorted(keys, torch.arange(batch * points + 1, device=keys.device))
+
+
 def _scatter(grad: Tensor, indices: Tensor, weights: Tensor | None, each: int, points: int) -> Tensor:
     batch, queries, channels = grad.shape
     out = grad.new_empty((batch, points, channels))
     if out.numel() == 0:
         return out
-    flat = indices.flatten(1)
-    first = torch.arange(batch, device=flat.device)[:, None] * points
-    missing = (flat < 0) | (flat >= points)
-    keys, order = (flat + first).masked_fill(missing, batch * points).flatten().sort(stable=True)
-    starts = torch.searchsorted(keys, torch.arange(batch * points + 1, device=keys.device))
+    order, starts = segments(indices, points)
     block = _blocks(channels)
     with torch.cuda.device_of(grad):
         sum_kernel[(batch * points, triton.cdiv(channels, block))](

@@ -12,7 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .gather import segments
+
 _SIDE, _DEPTH, _BLOCK = 32, 32, 64  # of a tile; nodes of a block
+_COLUMNS = 128  # of a program that adds up rows
 
 
 @triton.jit
@@ -87,6 +90,48 @@ def gather_kernel(grad, indices, out, sizes, LINES: tl.constexpr, PLACES: tl.con
     tl.store(target, total.to(out[0].dtype.element_ty), (line < lines) & (i < places))
 
 
+@triton.jit
+def reach_kernel(lengths, indices, rows, out, found, sizes, SIDE: tl.constexpr):
+    """The product with a sparse matrix in `out`, or in `found` the lowest j of its least sums, -1 where none is."""
+    queries, each, points, columns = sizes
+    matrix, m, c = place(queries, columns, SIDE)
+    m, c = m[:, None], c[None, :]
+    best = tl.full((SIDE, SIDE), float("inf"), tl.float32)
+    index = tl.full((SIDE, SIDE), -1, tl.int32)
+    for i in range(0, each):
+        j = tl.cast(i, tl.int64)
+        at = entries(indices, matrix, m, j, m < queries, -1)
+        some = (at >= 0) & (at < points)
+        length = entries(lengths, matrix, m, j, some, 0).to(tl.float32)
+        row = entries(rows, matrix, at, c, some & (c < columns), float("inf")).to(tl.float32)
+        total = length + row
+        better = (total < best) | ((total != total) & (best == best))
+        best = tl.where(better, total, best)
+        index = tl.where(better, i, index)
+    exists = (m < queries) & (c < columns)
+    target = (matrix * queries + m) * columns + c
+    if out is not None:
+        tl.store(out + target, best.to(out.dtype.element_ty), exists)
+    else:
+        tl.store(found + target, index, exists)
+
+
+@triton.jit
+def sum_rows_kernel(grad, found, order, starts, out, sizes, COLUMNS: tl.constexpr):
+    """A row: the gradients of the entries that lead to it, in their order, where these are the minima."""
+    queries, each, columns = sizes
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for k in range(tl.load(starts + row), tl.load(starts + row + 1)):
+        entry = tl.load(order + k)
+        line = entry // each
+        index = tl.load(found + line * columns + c, c < columns, -1)
+        value = entries(grad, line // queries, line % queries, c, c < columns, 0).to(tl.float32)
+        total += tl.where(index == entry % each, value, 0.0)
+    tl.store(out + row * columns + c, total.to(out.dtype.element_ty), c < columns)
+
+
 def _given(t: Tensor) -> tuple[Tensor, int, int, int]:
     return t, t.stride(0), t.stride(1), t.stride(2)
 
@@ -139,6 +184,42 @@ def min_plus_matmul_backward(
         if need_b:
             _gather(grad.mT, indices.mT, to_b.mT)
     return to_a, to_b
+
+
+def _reach(lengths: Tensor, indices: Tensor, rows: Tensor, out: Tensor | None, found: Tensor | None) -> None:
+    (batch, queries, each), (_, points, columns) = lengths.shape, rows.shape
+    if batch * queries * columns == 0:
+        return
+    grid = (batch * triton.cdiv(queries, _SIDE) * triton.cdiv(columns, _SIDE),)
+    sizes = (queries, each, points, columns)
+    reach_kernel[grid](_given(lengths), _given(indices), _given(rows), out, found, sizes, SIDE=_SIDE)
+
+
+def min_plus_gather(lengths: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    out = rows.new_empty(*lengths.shape[:2], rows.shape[2])
+    with torch.cuda.device_of(rows):
+        _reach(lengths, indices, rows, out, None)
+    return out
+
+
+def min_plus_gather_backward(
+    grad: Tensor, lengths: Tensor, indices: Tensor, rows: Tensor, need_lengths: bool, need_rows: bool
+) -> tuple[Tensor, Tensor]:
+    to_lengths, to_rows = (
+        t.new_empty(t.shape if need else 0) for t, need in ((lengths, need_lengths), (rows, need_rows))
+    )
+    batch, points, columns = rows.shape
+    found = rows.new_empty(grad.shape, dtype=torch.int32)
+    with torch.cuda.device_of(rows):
+        _reach(lengths, indices, rows, None, found)
+        if need_lengths:
+            _gather(grad, found, to_lengths)
+        if to_rows.numel():
+            order, starts = segments(indices, points)
+            sizes = (grad.shape[1], max(1, lengths.shape[2]), columns)
+            grid = (batch * points, triton.cdiv(columns, _COLUMNS))
+            sum_rows_kernel[grid](_given(grad), found, order, starts, to_rows, sizes, COLUMNS=_COLUMNS)
+    return to_lengths, to_rows
 
 
 def floyd_warshall(weights: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch.testing import assert_close
 
+import pyops
 from pyops import reference
 
 
@@ -152,6 +153,20 @@ def test_landmarks_need_no_matrix_of_all_points():
     points = torch.from_numpy(roll(6000)).float()
     used = peak_allocated(lambda: LandmarkIsomap(8, n_landmarks=50, random_state=0).fit(points))
     assert used < 60e6  # the matrix would take 144e6
+
+
+def test_new_points_are_placed_in_blocks_without_a_matrix(monkeypatch):
+    from pyops.models import isomap
+
+    points, new = (torch.from_numpy(roll(n, seed)).float() for n, seed in ((600, 0), (1100, 1)))
+    model = Isomap(8).fit(points)
+    expected = model.transform(new)
+    monkeypatch.setattr(isomap, "_AT_ONCE", 128)
+    assert_close(model.transform(new), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert peak_allocated(lambda: model.transform(new)) < 0.5 * len(new) * len(points) * 4
+    near = pyops.knn(new[None], points[None], 8)
+    through = near.squared_distances[0].sqrt()[..., None] + model.dist_matrix_[near.indices[0]]
+    assert_close(expected, model._map.place(through.amin(1)), rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------

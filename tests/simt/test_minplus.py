@@ -42,6 +42,24 @@ def test_backward_is_that_of_the_cpu_bit_by_bit(emulator, seed):
     assert all(torch.equal(ours, cpu) for ours, cpu in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("columns", (1, 127, 128, 129, 300))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+def test_pieces_of_rows(emulator, columns, dtype):
+    """Values and gradients are those of the CPU bit by bit, in any order of threads; many sums are equal."""
+    lengths, rows = torch.randint(3, (2, 9, 5)).to(dtype), torch.randint(4, (2, columns, 7)).to(dtype).mT
+    indices = torch.randint(-2, 9, (2, 5, 9)).mT  # also outside
+    upstream = torch.randn(2, columns, 9).to(dtype).mT
+    operators, emulated = torch.ops.pyops, torch.ops.pyops_simt
+    assert torch.equal(
+        emulated.min_plus_gather(lengths, indices, rows), operators.min_plus_gather(lengths, indices, rows)
+    )
+    expected = operators.min_plus_gather_backward(upstream, lengths, indices, rows, True, True)
+    for seed in (0, 1):
+        emulator.pyops_simt_set_seed(seed)
+        found = emulated.min_plus_gather_backward(upstream, lengths, indices, rows, True, True)
+        assert all(torch.equal(ours, cpu) for ours, cpu in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("nodes", (128, 129, 150))
 @pytest.mark.parametrize("seed", (0, 1))
 def test_graphs_in_blocks(emulator, nodes, seed):
