@@ -202,4 +202,7 @@ def test_models_come_after_operators():
         for case in op.cases:
             for device in map(torch.device, case.devices):
                 stock = [peer for peer in op.peers.of(case, device) if peer.stock]
-                assert len(stock) == 1 or "tetrahedral" in case.words, f"{op.name}: {case.title}"
+                # Of large graphs plain PyTorch makes nothing in any time that one would wait.
+                hopeless = op.name in ("geodesic", "isomap") and case.points >= 2000
+                none = hopeless or "tetrahedral" in case.words
+                assert len(stock) == 1 or (none and not stock), f"{op.name}: {case.title}"
