@@ -46,6 +46,19 @@ PYOPS_HD Vector<A> load_elements(const T* from, int64_t n = kLanes<A>) {
   return load<Vector<A>>(element);
 }
 
+// Four elements from here, and four from there.
+template <class T>
+PYOPS_HD f32x8 load_halves(const T* low, const T* high) {
+  if constexpr (std::is_same_v<T, float>) {
+    return concat(load<f32x4>(low), load<f32x4>(high));
+  } else {
+    typedef uint16_t u16x4 __attribute__((vector_size(8)));
+    const u16x8 both = __builtin_shufflevector(load<u16x4>(low), load<u16x4>(high), 0, 1, 2, 3, 4, 5, 6, 7);
+    if constexpr (kIsHalf<T>) return half_to_float(both);
+    return bfloat16_to_float(both);
+  }
+}
+
 template <class T, class A>
 PYOPS_HD void store_elements(T* to, Vector<A> value, int64_t n = kLanes<A>) {
   if (n >= kLanes<A>) {

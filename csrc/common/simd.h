@@ -82,6 +82,15 @@ PYOPS_HD f32x8 least_size(f32x8 size, float bound) {
   return (f32x8)select(bits < most, bits, most);
 }
 
+// Whether an element of a mask is set.
+template <class V>
+PYOPS_HD bool any(V mask) {
+  uint64_t words[sizeof(V) / 8], set = 0;
+  std::memcpy(words, &mask, sizeof mask);
+  for (const uint64_t word : words) set |= word;
+  return set != 0;
+}
+
 PYOPS_HD i32x8 truncate(f32x8 v) { return __builtin_convertvector(v, i32x8); }
 PYOPS_HD f32x8 to_float(i32x8 v) { return __builtin_convertvector(v, f32x8); }
 PYOPS_HD f64x4 to_double(f32x4 v) { return __builtin_convertvector(v, f64x4); }
@@ -107,6 +116,18 @@ PYOPS_HD void transpose(const f32x8 (&v)[4], f32x8& x, f32x8& y, f32x8& z) {
   x = __builtin_shufflevector(xy01, xy23, 0, 1, 8, 9, 4, 5, 12, 13);
   y = __builtin_shufflevector(xy01, xy23, 2, 3, 10, 11, 6, 7, 14, 15);
   z = __builtin_shufflevector(z01, z23, 0, 1, 8, 9, 4, 5, 12, 13);
+}
+
+// Vector k holds four numbers of element k and of element k + 4. Gives each of the four of elements 0..7.
+PYOPS_HD void transpose(f32x8 (&v)[4]) {
+  const f32x8 t[] = {__builtin_shufflevector(v[0], v[1], 0, 8, 1, 9, 4, 12, 5, 13),
+                     __builtin_shufflevector(v[0], v[1], 2, 10, 3, 11, 6, 14, 7, 15),
+                     __builtin_shufflevector(v[2], v[3], 0, 8, 1, 9, 4, 12, 5, 13),
+                     __builtin_shufflevector(v[2], v[3], 2, 10, 3, 11, 6, 14, 7, 15)};
+  for (int i = 0; i < 2; ++i) {
+    v[2 * i] = __builtin_shufflevector(t[i], t[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+    v[2 * i + 1] = __builtin_shufflevector(t[i], t[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+  }
 }
 
 // Rows become columns.

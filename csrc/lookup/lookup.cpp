@@ -4,6 +4,7 @@
 #include "lookup_args.h"
 #include "lookup_backward.h"
 #include "lookup_taps.h"
+#include "lookup_windows.h"
 
 namespace pyops::lookup {
 namespace {
@@ -50,19 +51,6 @@ PYOPS_HD void look_up_lines(const Lines<T>& lines, const Run<A>& run, const Posi
       if (taps.rows) continue;
       const Vector<A> f = taps.fraction, rest = one - f;
       const int64_t count = run.count_of(i);
-      if (lines.tap == 1 && window + 1 >= kLanes<A>) {
-        for (int64_t done = 0; done < window;) {
-          const int64_t begin = std::min(done, window + 1 - kLanes<A>);
-          Vector<A> block[kLanes<A>];
-          taps.read_block(line, begin, block);
-          T* at = to.at(begin, run, i);
-#pragma GCC unroll 8
-          for (int k = 0; k + 1 < kLanes<A>; ++k, at += run.pixels)
-            if (begin + k >= done) simd::store_elements<T, A>(at, rest * block[k] + f * block[k + 1], count);
-          done = begin + kLanes<A> - 1;
-        }
-        continue;
-      }
       Vector<A> before = taps.read(line, 0);
       for (int64_t d = 0; d < window; ++d) {
         const Vector<A> after = taps.read(line, d + 1);
@@ -124,7 +112,10 @@ PYOPS_HD void store_slopes(const Run<A>& run, int tile, Vector<A> slope, A* to) 
 #define PYOPS_LOOKUPS(T, A)                                                                                         \
   PYOPS_MULTIVERSION void look_up(const Lines<T>* lines, int64_t kinds, const Run<A>& run, int radius, T* out) {    \
     const Positions<A> positions(run);                                                                              \
-    for (int64_t k = 0; k < kinds; ++k) look_up_lines<T, A>(lines[k], run, positions, radius, out);                 \
+    look_up_rows<T, A>(lines, kinds, run, positions, radius, out);                                                  \
+    for (int64_t k = 0; k < kinds; ++k)                                                                             \
+      if (!are_rows(lines[k].tap, lines[k].channels, radius))                                                       \
+        look_up_lines<T, A>(lines[k], run, positions, radius, out);                                                 \
   }                                                                                                                 \
   PYOPS_MULTIVERSION void backpropagate(const Lines<T>* lines, T* const* buffers, int64_t kinds, const Run<A>& run, \
                                         int radius, const T* grad, A* to) {                                         \

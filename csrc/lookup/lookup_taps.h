@@ -32,7 +32,15 @@ struct Positions {
 
   PYOPS_HD explicit Positions(const Run<A>& run) {
     int64_t column = run.pixel % run.width;
+    Vector<A> lanes;
+    for (int k = 0; k < kLanes<A>; ++k) lanes[k] = A(k);
     for (int i = 0; i < run.tiles(); ++i) {
+      if (run.count_of(i) == kLanes<A> && column + kLanes<A> < run.width) {
+        plain[i] = simd::load<Vector<A>>(run.position + run.pixel_of(i));
+        mirrored[i] = simd::splat(A(column)) + lanes - plain[i];
+        column += kLanes<A>;
+        continue;
+      }
       A position[kLanes<A>], columns[kLanes<A>];
       const int64_t count = run.count_of(i);
       for (int64_t k = 0; k < kLanes<A>; ++k) {
@@ -43,13 +51,33 @@ struct Positions {
       mirrored[i] = simd::load<Vector<A>>(columns) - plain[i];
     }
   }
+
+  template <class T>
+  PYOPS_HD Vector<A> of(const Lines<T>& lines, int tile) const {
+    return (lines.mirrored ? mirrored : plain)[tile] * simd::splat(A(lines.inverse));
+  }
 };
+
+template <class V>
+using MaskOf = decltype(V() > V());
+
+// What Place says: floor(p), 0 for NaN, and the rest.
+template <class V>
+PYOPS_HD MaskOf<V> split(V p, V& fraction) {
+  using Mask = MaskOf<V>;
+  using A = std::remove_reference_t<decltype(p[0])>;
+  const V far = simd::splat(A(kFar)), near = p < -far ? -far : (p > far ? far : p);
+  V below = __builtin_convertvector(__builtin_convertvector(near, Mask), V);  // towards 0, and then
+  below = below > near ? below - A(1) : below;
+  fraction = near - below;
+  return near == near ? __builtin_convertvector(below, Mask) : Mask{};
+}
 
 // The taps of a vector of pixels on one kind of lines of one level.
 template <class T, class A>
 struct Taps {
   static constexpr int n = kLanes<A>;
-  using Mask = decltype(Vector<A>() > Vector<A>());
+  using Mask = MaskOf<Vector<A>>;
   Vector<A> fraction;
   Mask moved;  // the first tap is not the least
   int first[n], least;
@@ -63,12 +91,7 @@ struct Taps {
     using V = Vector<A>;
     tap = lines.tap, taps = lines.taps;
     const int64_t pixel = run.pixel_of(tile), count = run.count_of(tile);
-    const V p = (lines.mirrored ? positions.mirrored : positions.plain)[tile] * simd::splat(A(lines.inverse));
-    const V far = simd::splat(A(kFar)), near = p < -far ? -far : (p > far ? far : p);
-    V below = __builtin_convertvector(__builtin_convertvector(near, Mask), V);  // towards 0, and then
-    below = below > near ? below - A(1) : below;
-    fraction = near - below;
-    const Mask whole = near == near ? __builtin_convertvector(below, Mask) : Mask{};
+    const Mask whole = split(positions.of(lines, tile), fraction);
     int most = -(1 << 30) - radius;
     least = 1 << 30;
     for (int k = 0; k < n; ++k) {
@@ -104,23 +127,6 @@ struct Taps {
       if (inside) return Vector<A>{at(0), at(1), at(2), at(3)};
       return Vector<A>{if_any(0), if_any(1), if_any(2), if_any(3)};
     }
-  }
-
-  // As many taps as there are pixels, from tap `begin` on, of lines that are rows of memory.
-  PYOPS_HD void read_block(const T* line, int64_t begin, Vector<A> (&block)[n]) const {
-#pragma GCC unroll 8
-    for (int k = 0; k < n; ++k) {
-      const T* const from = line + start[k] + begin;
-      const int64_t at = first[k] + begin;
-      if (inside || (at >= 0 && at + n <= taps)) {
-        block[k] = simd::load_elements<T, A>(from);
-        continue;
-      }
-      A element[n];
-      for (int i = 0; i < n; ++i) element[i] = has(k, begin + i) ? decode<T, A>(from[i]) : A(0);
-      block[k] = simd::load<Vector<A>>(element);
-    }
-    simd::transpose(block);
   }
 
   PYOPS_HD void add(T* line, int64_t j, Vector<A> value, int64_t count) const {
