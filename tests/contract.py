@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from closeness import assert_gradients_close, assert_values_close, random_like, tensors
-from memory import LAYOUTS, Guarded, guarded_allocations, relayout
+from memory import LAYOUTS, Guarded, far_apart, guarded_allocations, relayout
+from streams import ON_A_GPU, Streams
 from torch.testing import assert_close
 from transforms import Transforms, composed
 
@@ -31,6 +32,12 @@ def all_cases() -> list[OpCase]:
         spec.loader.exec_module(module)
         found += getattr(module, "CASES", [])
     return found
+
+
+def case_name(case: OpCase) -> str:
+    """With the name of its operators' file in front, where the tests are in another and nothing else tells it."""
+    stem = case.make_inputs.__module__.partition("cases_test_")[2]
+    return case.name if stem in case.name else f"{stem}-{case.name}"
 
 
 PARTS = {"corr1d_pyramid": "pool_pairs"}  # what has kernels of an operator that calls others
@@ -54,29 +61,32 @@ OF_GRADIENTS = (
 )
 
 
-class Contract(Transforms):
+class Contract(Transforms, Streams):
     cases: ClassVar[list[OpCase]]
     backend = "native"
 
     @pytest.fixture(autouse=True)
-    def _backend(self):
-        with testing.backend(self.backend):
+    def _backend(self, device):
+        with testing.backend(self.backend, device):
             yield
 
     def pytest_generate_tests(self, metafunc):
         names = [name for name in ("case", "dtype", "layout") if name in metafunc.fixturenames]
         emulated = self.backend != "native" or metafunc.config.getoption("--device") != "cpu"
+        test, cuda = metafunc.function.__name__, metafunc.config.getoption("--device") == "cuda"
         rows = []
         for case in self.cases:
             if lacks_kernel(case, self.backend):
                 continue
-            if not case.differentiable and metafunc.function.__name__ in OF_GRADIENTS:
+            if not case.differentiable and test in OF_GRADIENTS:
+                continue
+            if test in ON_A_GPU and not (cuda and (case.capturable or test != "test_cuda_graph")):
                 continue
             dtypes = [d for d in case.dtypes if not (emulated and d == torch.float64)]
             for dtype in dtypes if "dtype" in names else (None,):
                 for layout in LAYOUTS if "layout" in names else (None,):
                     row = dict(case=case, dtype=dtype, layout=layout)
-                    words = (case.name, str(dtype).removeprefix("torch."), layout)
+                    words = (case_name(case), str(dtype).removeprefix("torch."), layout)
                     rows.append(
                         pytest.param(
                             *(row[n] for n in names), id="-".join(w for w in words if w and w != "None")
@@ -186,6 +196,23 @@ class Contract(Transforms):
         assert_close(result, expected, rtol=0, atol=1e-6)
         for name in grads:
             assert_close(grads[name], expected_grads[name], rtol=1e-5, atol=1e-5)
+
+    def test_far_apart(self, case, device):
+        """More than 2^31 elements from one row of an input to the next."""
+        if self.backend != "native":
+            pytest.skip("once is enough")
+        inputs = case.inputs(case.small[0], torch.float32, device)
+        upstream = random_like(case.function(**inputs))
+        expected, expected_grads = gradients(case.function, inputs, case.differentiable, upstream)
+        for name in tensors(inputs):
+            apart = {**inputs, name: far_apart(inputs[name])}
+            result, grads = gradients(case.function, apart, case.differentiable, upstream)
+            assert_close(result, expected, rtol=0, atol=1e-6)
+            for wanted in grads:
+                assert_close(grads[wanted], expected_grads[wanted], rtol=1e-5, atol=1e-5)
+        result, grads = gradients(case.function, inputs, case.differentiable, far_apart(upstream))
+        for wanted in grads:
+            assert_close(grads[wanted], expected_grads[wanted], rtol=1e-5, atol=1e-5)
 
     def test_guard_bands(self, case, layout, device):
         """Nothing is written around tensors or into inputs; no result comes from memory never written."""

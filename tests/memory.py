@@ -29,6 +29,18 @@ def relayout(t: Any, layout: str) -> Any:
     return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
 
 
+def far_apart(t: Tensor) -> Tensor:
+    """The same values, with more than 2^31 elements between the halves of the first axis of two, if there is one: up to
+    8 GiB of memory that is asked for and, but for a few pages, not touched."""
+    axis = next((i for i, n in enumerate(t.shape) if n == 2), None)
+    if axis is None or t.itemsize > 4:
+        return t
+    stride = list(t.contiguous().stride())
+    stride[axis] = 2**31 + 64
+    length = 1 + sum((n - 1) * s for n, s in zip(t.shape, stride, strict=True))
+    return torch.empty(length, dtype=t.dtype, device=t.device).as_strided(t.shape, stride).copy_(t)
+
+
 class Guarded:
     """Tensors that lie in the middle of larger buffers full of one byte."""
 

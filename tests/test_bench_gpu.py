@@ -24,7 +24,7 @@ def test_gpu_keeps_what_each_stage_leaves(monkeypatch, tmp_path):
         "bench": "print('benched')",
     }
 
-    def steps(stage, out, only):
+    def steps(stage, out, only, goals):
         return [gpu.Step(f"{stage}.log", [sys.executable, "-c", scripts[stage]])]
 
     monkeypatch.setattr(gpu, "steps", steps)
@@ -39,17 +39,54 @@ def test_gpu_keeps_what_each_stage_leaves(monkeypatch, tmp_path):
 
 
 def test_gpu_commands_follow_the_options(monkeypatch, tmp_path):
-    (test,) = gpu.steps("test", tmp_path, ["lut3d", "cotf"])
-    assert test.command[1:4] == ["-m", "pytest", "tests/ops"]
-    assert test.command[-4:] == ["--device", "cuda", "-k", "lut3d or cotf"]
-    lut3d, cotf = gpu.steps("bench", tmp_path, ["lut3d", "cotf"])
-    assert lut3d.command[-2:] == ["--op", "lut3d"] and str(tmp_path) in lut3d.command
-    assert cotf.command[-2:] == ["--op", "cotf"] and cotf.log == lut3d.log
-    assert [step.command[-1] for step in gpu.steps("bench", tmp_path, None)] == list(benchmarks())
+    kernels, triton, others = gpu.steps("test", tmp_path, ["lut3d", "cotf"])
+    for step in (kernels, triton, others):
+        expression = step.command[step.command.index("-k") + 1]
+        assert step.command[step.command.index("--device") + 1] == "cuda"
+        assert expression.endswith(" and (lut3d or cotf)")
+    assert "tests/ops" in kernels.command and "tests/test_triton.py" in triton.command
+    assert others.command[others.command.index("-k") + 1].startswith("(not (test_forward or")
+    (bench,) = gpu.steps("bench", tmp_path, ["lut3d", "cotf"])
+    assert bench.command[-3:] == ["--op", "lut3d", "cotf"] and str(tmp_path) in bench.command
+    (bench,) = gpu.steps("bench", tmp_path, None, goals=True)
+    assert bench.command[-1] == "--goals" and gpu.LEFT in bench.command
     monkeypatch.delattr(gpu, "run_stage")  # nothing may start
     assert main(["gpu", "--out", str(tmp_path), "--stage", "fly"]) == 2
     assert main(["gpu", "--out", str(tmp_path), "--only", "lut4d"]) == 2
     assert not list(tmp_path.iterdir())
+
+
+def collecting(command):
+    """The same command, in one process, to list its tests."""
+    command = [*command, "--collect-only"]
+    for option in ("--numprocesses", "--dist", "--timeout", "--timeout-method"):
+        if option in command:
+            del command[command.index(option) : command.index(option) + 2]
+    return command
+
+
+def test_gpu_tests_of_every_operator_are_found_by_its_name(tmp_path):
+    """Those of the native library and those of Triton, streams and CUDA graphs among them."""
+    stems = [p.stem for p in sorted((ROOT / "pyops" / "triton").glob("[!_]*.py"))]
+    listed = {}
+    for step in list(gpu.steps("test", tmp_path, None))[:2]:
+        done = subprocess.run(collecting(step.command), cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        listed[step.log] = done.stdout.splitlines()
+    for stem in stems:
+        for lines in listed.values():
+            assert any(stem in line and "test_forward" in line for line in lines), stem
+            assert any(stem in line and "test_other_stream" in line for line in lines), stem
+    assert not any("float64" in line for line in listed["kernels.log"] if "test_forward" in line)
+    assert any("test_cuda_graph[lut3d" in line for line in listed["triton.log"])
+    assert not any("test_cuda_graph" in line and "knn-graph" in line for line in listed["kernels.log"])
+
+
+def test_gpu_tells_a_command_how_long_it_has(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "GRACE_S", 15.0)
+    show = gpu.Step("a.log", [sys.executable, "-c", "import sys; print('has', sys.argv[1])", gpu.LEFT])
+    gpu.run_step(show, tmp_path, 90.0, {})
+    assert (tmp_path / "a.log").read_text().endswith("has 1.00\n")
 
 
 def test_gpu_builds_for_the_card_that_is_there(monkeypatch, tmp_path):
@@ -68,12 +105,12 @@ def test_gpu_sanitizes_tests_that_exist(monkeypatch, tmp_path):
     assert [step.log for step in steps] == ["memcheck.log", "racecheck.log"]
     command = steps[0].command
     assert command[:3] == ["compute-sanitizer", "--tool", "memcheck"]
-    assert command[-1] == "(test_layouts or test_forward) and (lut3d)"
+    assert command[command.index("-k") + 1] == f"({gpu.SANITIZED}) and (lut3d)"
     pytest_command = command[command.index(sys.executable) :]
-    collect = [*pytest_command, "--collect-only", "--device", "cpu"]
+    collect = collecting(pytest_command)
     listed = subprocess.run(collect, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "test_lut3d.py" in listed and "test_layouts" in listed and "test_forward" in listed
-    assert "test_gradcheck" not in listed
+    assert "test_lut3d.py" in listed and "test_layouts" in listed and "permuted" in listed
+    assert "test_forward" not in listed and "stepped" not in listed
 
 
 def test_gpu_keeps_every_log_of_a_stage_and_what_a_command_says_when_its_time_is_over(monkeypatch, tmp_path):
