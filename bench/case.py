@@ -205,8 +205,8 @@ class Peers:
         """Register `build(case, inputs)`; it imports its library inside, so listing costs nothing.
 
         A peer with `slow_start` is left out of a quick run; with `cpu_headlines_only` it runs on a CPU in headline
-        cases alone, since there the start takes longer than all the rest. One that does only `part` of the work inside the
-        clock, and the rest in `view`, has a ratio that is no claim.
+        cases alone, since there the start takes longer than all the rest. One that does only `part` of the work inside
+        the clock, and the rest in `view`, has a ratio that is no claim.
         """
 
         def register(build: Callable) -> Callable:

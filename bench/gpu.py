@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .environment import ROOT, ask_gpu, benchmarks, git_hash, require_known
+from .environment import ROOT, ask_gpu, git_hash, require_known
 
 STAGES = ("build", "test", "sanitize", "bench")
 # Of the time left when the stage begins: the later ones are not starved by an early one that hangs.

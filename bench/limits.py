@@ -115,7 +115,11 @@ class _Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func._schema.returns
         view = bool(returned) and all(r.alias_info and not r.alias_info.is_write for r in returned)
-        self.count += not view and func._schema.name not in ("aten::empty", "aten::detach", "aten::_unsafe_view")
+        self.count += not view and func._schema.name not in (
+            "aten::empty",
+            "aten::detach",
+            "aten::_unsafe_view",
+        )
         return func(*args, **(kwargs or {}))
 
 

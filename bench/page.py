@@ -146,7 +146,9 @@ def device(result: Result) -> str:
 
 def shown_peers(case: Case) -> list[tuple[str, float]]:
     """Names and ratios of the fastest peer whose result matched, and of plain PyTorch."""
-    ratios = {n: c["speedup"] for n, c in case["contestants"].items() if c.get("speedup") and not c.get("part")}
+    ratios = {
+        n: c["speedup"] for n, c in case["contestants"].items() if c.get("speedup") and not c.get("part")
+    }
     fastest = min(ratios, key=lambda name: ratios[name], default=None)
     return [(n, r) for n, r in ratios.items() if n == fastest or case["contestants"][n]["stock"]]
 

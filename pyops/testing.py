@@ -36,6 +36,7 @@ class Invalid(NamedTuple):
     change: Inputs
     error: type[Exception]
     words: tuple[str, ...]
+    by_value: bool = False  # no size tells: a GPU, for which the host would have to wait, need not be asked
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,8 @@ def backends() -> list[str]:
 
 @contextmanager
 def backend(name: str, device: str = "cpu") -> Iterator[None]:
-    """Runs pyops on CPU tensors by other kernels: "triton" (interpreted), a registered one, or "native". On CUDA tensors
-    (device "cuda") there is "triton", compiled, in place of the native library.
+    """Runs pyops on CPU tensors by other kernels: "triton" (interpreted), a registered one, or "native". On CUDA
+    tensors (device "cuda") there is "triton", compiled, in place of the native library.
 
     Only the kernels change: validation, autograd, fake tensors and vmap stay. Not for several threads.
 

@@ -45,7 +45,11 @@ def pytest_runtest_makereport(item, call):
     """A kernel that has broken the GPU for its process would fail all tests behind it: this one of several processes
     ends, and another takes its place."""
     report = yield
-    if report.failed and item.config.getoption("--device") == "cuda" and os.environ.get("PYTEST_XDIST_WORKER"):
+    if (
+        report.failed
+        and item.config.getoption("--device") == "cuda"
+        and os.environ.get("PYTEST_XDIST_WORKER")
+    ):
         try:
             torch.cuda.synchronize()
         except RuntimeError:

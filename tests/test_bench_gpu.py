@@ -12,7 +12,6 @@ sys.path.append(str(ROOT))  # bench is not installed; last, so that an installed
 
 from bench import gpu  # noqa: E402
 from bench.__main__ import main  # noqa: E402
-from bench.environment import benchmarks  # noqa: E402
 
 
 def test_gpu_keeps_what_each_stage_leaves(monkeypatch, tmp_path):

@@ -119,7 +119,9 @@ def test_operators_run_apart(monkeypatch, tmp_path):
     assert run.run_apart(["fps", "gather", "mds"], "cpu", minutes=0.05, out=tmp_path) == 1
     assert time.monotonic() - start < 30
     shares = [json.loads((tmp_path / name).read_text()) for name in ("fps", "gather", "mds")]
-    assert shares[0] == pytest.approx(1.0, abs=0.3)  # a third of what there is; the next has what was left over
+    assert shares[0] == pytest.approx(
+        1.0, abs=0.3
+    )  # a third of what there is; the next has what was left over
     assert shares[1] > 1.0
     assert run.run_apart(["mds"], "cpu", minutes=1, out=tmp_path) == 0
 

@@ -84,7 +84,10 @@ class Isomap(Case):
             vectors = torch.linalg.qr(product - product.mean(0)).Q
         product = -0.5 * (squares @ (vectors - vectors.mean(0)))
         values, rotation = torch.linalg.eigh(vectors.mT @ (product - product.mean(0)))
-        values, vectors = values.flip(0)[: self.components], (vectors @ rotation).flip(1)[:, : self.components]
+        values, vectors = (
+            values.flip(0)[: self.components],
+            (vectors @ rotation).flip(1)[:, : self.components],
+        )
         embedding = vectors * values.sqrt()
         if not self.placed:
             return embedding

@@ -74,7 +74,7 @@ class Fps(Case):
     def bound(self, chip: Chip) -> Bound:
         """No sample before the last one is known. Clouds too large for registers are read again each time, by the one
         multiprocessor that has them."""
-        kept = self.dims <= 3 and self.points <= 8192 or self.dims <= 8 and self.points <= 4096
+        kept = (self.dims <= 3 and self.points <= 8192) or (self.dims <= 8 and self.points <= 4096)
         again = 0 if kept else self.points * self.dims * self.dtype.itemsize
         step = chip.step_s + again / chip.port
         return Bound(self.samples * step, f"{self.samples} samples, one after the other")

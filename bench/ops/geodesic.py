@@ -37,7 +37,7 @@ def graph_of_neighbours(points: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def by_neighbours(graph: tuple[Tensor, Tensor, Tensor], sources: Tensor) -> Tensor:
-    """Distances in a symmetric graph: of all vertices the first neighbour, then the next, in rounds until none helps."""
+    """Distances in a symmetric graph: the first neighbour of all vertices, then the next, until none helps."""
     indptr, ends, lengths = graph
     degrees = indptr.diff()
     place = torch.arange(int(degrees.max()), device=ends.device)[:, None]

@@ -139,8 +139,14 @@ class Knn(Case):
         return self.flops if self.dims > 16 else 3 * self.batch * self.queries * self.k * self.dims
 
     def bound(self, chip: Chip) -> Bound:
-        """As it is, a lane reads every coordinate of every point for its query, and in many dimensions the query's, too."""
-        words = self.batch * self.queries * self.points * self.dims * (1 if self.dims <= 3 and self.k <= 32 else 2)
+        """A lane reads every coordinate of every point for its query, and in many dimensions the query's, too."""
+        words = (
+            self.batch
+            * self.queries
+            * self.points
+            * self.dims
+            * (1 if self.dims <= 3 and self.k <= 32 else 2)
+        )
         return Bound(words / chip.words, "coordinates of all pairs from shared memory")
 
 

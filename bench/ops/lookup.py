@@ -129,7 +129,9 @@ class Lookup(Case):
         """A window of a pixel's own line of correlations lies across sectors of 32 bytes, which come whole."""
         window = (2 * self.radius + 2) * self.dtype.itemsize
         more = 28 * self.levels * self.shape[0] * self.shape[1]  # on average, at both ends together
-        return Bound((self.bytes + more * (1 + 2 * self.backward)) / chip.copied, f"sectors around {window} bytes")
+        return Bound(
+            (self.bytes + more * (1 + 2 * self.backward)) / chip.copied, f"sectors around {window} bytes"
+        )
 
 
 CASES = (

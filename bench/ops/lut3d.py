@@ -136,13 +136,15 @@ class Lut3d(Case):
         return self.pixels * (12 + blend) * (3 if self.backward else 1)
 
     def bound(self, chip: Chip) -> Bound:
-        """Lattice points come from shared memory (half: 6 bytes in 2 words), or from the first-level cache, 4 words each.
-        The table's gradient is summed slab by slab in shared memory, and each slab looks at all pixels."""
+        """Lattice points come from shared memory (half: 6 bytes in 2 words), or from the first-level cache, 4 words
+        each. The table's gradient is summed slab by slab in shared memory, and each slab looks at all pixels."""
         plane, corners = self.size**2, 8 if self.interpolation == "trilinear" else 4
         half = self.lut_dtype.itemsize == 2 and 6 * plane * self.size <= SHARED_BYTES
         if half and not self.backward:
             staged = 6 * plane * self.size / (chip.l2 / chip.multiprocessors)
-            return Bound(staged + self.bytes / chip.copied, "the table on its way to shared memory, then bytes")
+            return Bound(
+                staged + self.bytes / chip.copied, "the table on its way to shared memory, then bytes"
+            )
         lookups = self.pixels * corners * 4 / chip.words
         if not self.backward:
             return Bound(lookups, "lattice points from the first-level cache")

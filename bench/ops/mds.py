@@ -90,8 +90,8 @@ class Mds(Case):
 
 
 def eigenpairs_bound(points: int, chip: Chip) -> Bound:
-    """Some fifteen products by a few columns, and after each an eigenproblem of the basis, a sum and a look by the host:
-    a millisecond and a half."""
+    """Some fifteen products by a few columns, and after each an eigenproblem of the basis and a look by the host: a
+    millisecond and a half."""
     matrix = 4 * points**2
     each = matrix / (chip.copied if matrix > chip.l2_bytes else chip.l2) + 1.5e-3
     return Bound(15 * each, "fifteen products, one after the other")

@@ -59,7 +59,9 @@ def products(case: Knn, x: Inputs):
     return case.task(search, x)
 
 
-@PEERS.peer("torch matmul, nothing else (a part)", when=lambda case: _plain(case) and case.dims >= 64, part=True)
+@PEERS.peer(
+    "torch matmul, nothing else (a part)", when=lambda case: _plain(case) and case.dims >= 64, part=True
+)
 def product(case: Knn, x: Inputs):
     """The GEMM that a search among descriptors rests on; the neighbours themselves outside the clock."""
     found = case.task(nearest, x)

@@ -19,8 +19,9 @@ def stock(case: Mocha, x: Inputs):
 @PEERS.peer("its operators alone (a part)", when=lambda case: isinstance(case, Update), part=True)
 def operators(case: Update, x: Inputs):
     """The lookup of an update, which is all that is ours in it; convolutions and units outside the clock."""
-    import pyops
     from pyops.models.mocha_pair import RADIUS
+
+    import pyops
 
     pair = case.pair(pyops, x)
     given = pair.volumes, pair.pyramid, pair.first.squeeze(1)

@@ -18,7 +18,7 @@ def matrix(library):
 
     def dense_graph(x, k):
         indptr, indices, weights = library.knn_graph(x, k)
-        rows = torch.searchsorted(indptr, torch.arange(indices.shape[0]), right=True) - 1
+        rows = torch.searchsorted(indptr, torch.arange(indices.shape[0], device=x.device), right=True) - 1
         return weights.new_zeros(x.shape[0], x.shape[0]).index_put((rows, indices), weights)
 
     return dense_graph

@@ -152,11 +152,13 @@ def invalid(inputs):
             f"[{batch + 1}",
             vertices=axis.expand(batch + 1, -1, -1),
         ),
-        wrong("equal", ValueError, "vertices", "increasing", vertices=falling),
-        wrong("falling", ValueError, "vertices", "increasing", vertices=axis.flip(-1)),
-        wrong("NaN", ValueError, "vertices", "increasing", vertices=nan),
-        wrong("not up to 1", ValueError, "vertices", "from 0 to 1", vertices=short),
-        wrong("not from 0", ValueError, "vertices", "from 0 to 1", vertices=far),
+        wrong("equal", ValueError, "vertices", "increasing", vertices=falling)._replace(by_value=True),
+        wrong("falling", ValueError, "vertices", "increasing", vertices=axis.flip(-1))._replace(
+            by_value=True
+        ),
+        wrong("NaN", ValueError, "vertices", "increasing", vertices=nan)._replace(by_value=True),
+        wrong("not up to 1", ValueError, "vertices", "from 0 to 1", vertices=short)._replace(by_value=True),
+        wrong("not from 0", ValueError, "vertices", "from 0 to 1", vertices=far)._replace(by_value=True),
         wrong("name", ValueError, "interpolation", "'trilinear'", "'cubic'", interpolation="cubic"),
     ]
 
