@@ -214,4 +214,4 @@ def test_operators_check_memory_themselves():
 
 
 def test_self_check_knows_it():
-    assert "knn_graph" in testing._SAMPLES
+    assert "knn_graph" in testing.SAMPLES
