@@ -75,15 +75,24 @@ def gpu(
     # Stages may come in several calls, where one command may not run for long.
     done: dict[str, Any] = json.loads(path.read_text())["stages"] if path.is_file() else {}
     failed = False
-    for stage in [s for s in STAGES if s in (stages or STAGES)]:
-        limit = SHARE[stage] * max(0.0, end - time.monotonic())
-        done[stage] = run_stage(list(steps(stage, out, only, goals)), out, limit, environment)
+    chosen = [s for s in STAGES if s in (stages or STAGES)]
+    for stage in chosen:
+        limit = (1.0 if stage == chosen[-1] else SHARE[stage]) * max(0.0, end - time.monotonic())
+        if stage == "build" or sees_gpu():
+            done[stage] = run_stage(list(steps(stage, out, only, goals)), out, limit, environment)
+        else:
+            done[stage] = {"status": "failed", "reason": "torch sees no CUDA device", "seconds": 0.0}
         path.write_text(json.dumps({**machine(), "stages": done}, indent=1) + "\n")
-        print(f"{stage}: {done[stage]['status']} ({done[stage]['seconds']:.0f} s)", flush=True)
+        why = f", {done[stage]['reason']}" if "reason" in done[stage] else ""
+        print(f"{stage}: {done[stage]['status']} ({done[stage]['seconds']:.0f} s{why})", flush=True)
         for step in done[stage].get("steps", ()):
             print("".join(f"  {line}\n" for line in step["tail"]), end="", flush=True)
         failed |= done[stage]["status"] not in ("passed", "skipped")
     return int(failed)
+
+
+def sees_gpu() -> bool:
+    return torch.cuda.is_available()
 
 
 def machine() -> dict[str, Any]:

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # bench is not installed; last, so that an installed pyops stays first
 
@@ -27,6 +30,7 @@ def test_gpu_keeps_what_each_stage_leaves(monkeypatch, tmp_path):
         return [gpu.Step(f"{stage}.log", [sys.executable, "-c", scripts[stage]])]
 
     monkeypatch.setattr(gpu, "steps", steps)
+    monkeypatch.setattr(gpu, "sees_gpu", lambda: True)
     monkeypatch.setattr(gpu, "SHARE", {"build": 0.5, "test": 0.5, "sanitize": 0.3, "bench": 1.0})
     assert main(["gpu", "--out", str(tmp_path), "--minutes", "0.1"]) == 1
     stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
@@ -86,6 +90,15 @@ def test_gpu_tells_a_command_how_long_it_has(monkeypatch, tmp_path):
     show = gpu.Step("a.log", [sys.executable, "-c", "import sys; print('has', sys.argv[1])", gpu.LEFT])
     gpu.run_step(show, tmp_path, 90.0, {})
     assert (tmp_path / "a.log").read_text().endswith("has 1.00\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_without_one_says_so_at_once(monkeypatch, capsys, tmp_path):
+    monkeypatch.delattr(gpu, "run_step")  # nothing may start
+    assert main(["gpu", "--out", str(tmp_path), "--stage", "test,bench"]) == 1
+    assert capsys.readouterr().out.count("torch sees no CUDA device") == 2
+    stages = json.loads((tmp_path / "summary.json").read_text())["stages"]
+    assert [stage["status"] for stage in stages.values()] == ["failed", "failed"]
 
 
 def test_gpu_builds_for_the_card_that_is_there(monkeypatch, tmp_path):
