@@ -39,6 +39,9 @@ KERNELS = (
     " or test_not_finite or test_other_stream or test_cuda_graph"
 )
 SANITIZED = "test_layouts and (contiguous or permuted)"  # every kernel and its gradient on small inputs
+INFO = (
+    "import sys; from pyops.cli import main; sys.exit(main(['info']))"  # every operator once, on every device
+)
 WORKERS = 8  # where pytest can have several: most of the time goes into what runs before a kernel does
 TEST_LIMIT_S = 120
 LEFT = "{minutes}"  # in a command: what is left for it
@@ -107,8 +110,9 @@ def steps(stage: str, out: Path, only: Sequence[str] | None, goals: bool = False
     if stage == "build":
         command = [*python, "pip", "install", "--no-build-isolation", "--no-deps", "-e", "."]
         # Code for this GPU alone: the rest would take minutes, and run nowhere.
-        target = ask_gpu(TORCH_CUDA_ARCH_LIST="compute_cap")
-        yield Step("build.log", command, {k: v for k, v in target.items() if k not in os.environ})
+        wanted = {"PYOPS_BUILD": "0"} if built() else ask_gpu(TORCH_CUDA_ARCH_LIST="compute_cap")
+        yield Step("build.log", command, {k: v for k, v in wanted.items() if k not in os.environ})
+        yield Step("info.log", [sys.executable, "-c", INFO])
     elif stage == "test":
         for name, paths, which in (
             ("kernels", NATIVE, KERNELS),
@@ -132,6 +136,13 @@ def steps(stage: str, out: Path, only: Sequence[str] | None, goals: bool = False
         options = ["--device", "cuda", "--seconds", f"{TURNS_S:g}", "--out", str(out), "--minutes", LEFT]
         named = ["--op", *only] if only else []
         yield Step("bench.log", [*python, "bench", "run", *options, *(["--goals"] if goals else []), *named])
+
+
+def built() -> bool:
+    """Whether both libraries are newer than their sources: built before, or elsewhere and brought along."""
+    libraries = [path.stat().st_mtime for path in (ROOT / "pyops").glob("_C*.so")]
+    sources = [ROOT / "setup.py", *(ROOT / "csrc").glob("*/*")]
+    return len(libraries) == 2 and min(libraries) > max(path.stat().st_mtime for path in sources)
 
 
 def pytest_command(paths: Sequence[str], expression: str, limit: bool = True) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,11 +105,29 @@ def test_gpu_without_one_says_so_at_once(monkeypatch, capsys, tmp_path):
 def test_gpu_builds_for_the_card_that_is_there(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "ask_gpu", lambda **keys: dict.fromkeys(keys, "9.0"))
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    (build,) = gpu.steps("build", tmp_path, None)
-    assert build.environment == {"TORCH_CUDA_ARCH_LIST": "9.0"}
+    monkeypatch.setattr(gpu, "built", lambda: False)
+    build, info = gpu.steps("build", tmp_path, None)
+    assert build.environment == {"TORCH_CUDA_ARCH_LIST": "9.0"} and info.command[-1] == gpu.INFO
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    (build,) = gpu.steps("build", tmp_path, None)
+    build, _ = gpu.steps("build", tmp_path, None)
     assert build.environment == {}
+    monkeypatch.setattr(gpu, "built", lambda: True)
+    build, _ = gpu.steps("build", tmp_path, None)
+    assert build.environment == {"PYOPS_BUILD": "0"}
+
+
+def test_gpu_keeps_libraries_that_are_newer_than_their_sources(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    for path in ("setup.py", "csrc/lut3d/lut3d.cu", "pyops/_C.abi3.so", "pyops/_C_cuda.abi3.so"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+        os.utime(tmp_path / path, (1000, 2000 if path.endswith(".so") else 1000))
+    assert gpu.built()
+    os.utime(tmp_path / "csrc/lut3d/lut3d.cu", (3000, 3000))
+    assert not gpu.built()
+    os.utime(tmp_path / "csrc/lut3d/lut3d.cu", (1000, 1000))
+    (tmp_path / "pyops/_C_cuda.abi3.so").unlink()
+    assert not gpu.built()
 
 
 def test_gpu_sanitizes_tests_that_exist(monkeypatch, tmp_path):
