@@ -122,6 +122,10 @@ def steps(stage: str, out: Path, only: Sequence[str] | None, goals: bool = False
             # Operators of Triton's tests are told by their cases, not by their files.
             expression = f"({which}) and ({chosen})" if chosen else which
             yield Step(f"{name}.log", pytest_command(paths, expression), nothing=NOTHING_SELECTED)
+        # Gigabytes each, so one after the other.
+        expression = "more_elements_than_32_bits" + (f" and ({chosen})" if chosen else "")
+        large = [*pytest_command(NATIVE, expression, workers=1), "--slow"]
+        yield Step("large.log", large, nothing=NOTHING_SELECTED)
     elif stage == "sanitize":
         reduced = f"({SANITIZED})" + (f" and ({chosen})" if chosen else "")
         for tool in ("memcheck", "racecheck") if shutil.which("compute-sanitizer") else ():
@@ -145,12 +149,15 @@ def built() -> bool:
     return len(libraries) == 2 and min(libraries) > max(path.stat().st_mtime for path in sources)
 
 
-def pytest_command(paths: Sequence[str], expression: str, limit: bool = True) -> list[str]:
+def pytest_command(
+    paths: Sequence[str], expression: str, limit: bool = True, workers: int = WORKERS
+) -> list[str]:
     """In several processes where pytest-xdist is there. One that a kernel has broken or holds up is then replaced."""
     command = [sys.executable, "-m", "pytest", *(p for p in paths if (ROOT / p).exists())]
     command += ["-q", "--durations=10", "--device", "cuda", "-k", expression]
-    if find_spec("xdist"):
-        command += ["--numprocesses", str(min(WORKERS, os.cpu_count() or 1)), "--dist", "worksteal"]
+    workers = min(workers, os.cpu_count() or 1)
+    if find_spec("xdist") and workers > 1:
+        command += ["--numprocesses", str(workers), "--dist", "worksteal"]
         if limit and find_spec("pytest_timeout"):
             command += ["--timeout", str(TEST_LIMIT_S), "--timeout-method", "thread"]
     return command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,17 @@ def far_apart(t: Tensor) -> Tensor:
     except RuntimeError:  # torch's for too little memory, on a GPU that others use, too
         pytest.skip(f"needs {length * t.itemsize >> 30} GiB of free memory")
     return memory.as_strided(t.shape, stride).copy_(t)
+
+
+def require_free(needed: int, device: str) -> None:
+    """Skips the test where there is less memory."""
+    if device == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(sizes["MemAvailable"].split()[0]) * 1024
+    if free < needed:
+        pytest.skip(f"needs {needed >> 30} GiB of free memory")
 
 
 class Guarded:

@@ -43,11 +43,12 @@ def test_gpu_keeps_what_each_stage_leaves(monkeypatch, tmp_path):
 
 
 def test_gpu_commands_follow_the_options(monkeypatch, tmp_path):
-    kernels, triton, others = gpu.steps("test", tmp_path, ["lut3d", "cotf"])
-    for step in (kernels, triton, others):
+    kernels, triton, others, large = gpu.steps("test", tmp_path, ["lut3d", "cotf"])
+    for step in (kernels, triton, others, large):
         expression = step.command[step.command.index("-k") + 1]
         assert step.command[step.command.index("--device") + 1] == "cuda"
         assert expression.endswith(" and (lut3d or cotf)")
+    assert "--slow" in large.command and "--numprocesses" not in large.command
     assert "tests/ops" in kernels.command and "tests/test_triton.py" in triton.command
     assert others.command[others.command.index("-k") + 1].startswith("(not (test_forward or")
     (bench,) = gpu.steps("bench", tmp_path, ["lut3d", "cotf"])
