@@ -1,7 +1,7 @@
 """Builds the two native libraries of pyops: `_C` (schemas and CPU kernels) and `_C_cuda` (CUDA kernels).
 
 Variables: TORCH_CUDA_ARCH_LIST, MAX_JOBS and CUDA_HOME as everywhere; PYOPS_CUDA=1 forces the CUDA library and
-PYOPS_CUDA=0 leaves it out.
+PYOPS_CUDA=0 leaves it out. PYOPS_BUILD=0 installs what lies in pyops/ already, and builds nothing.
 """
 
 import glob
@@ -11,7 +11,8 @@ import sys
 
 from setuptools import setup
 
-if {"sdist", "egg_info", "clean"}.issuperset(sys.argv[1:2]) and len(sys.argv) > 1:
+wants_none = {"sdist", "egg_info", "clean"}.issuperset(sys.argv[1:2]) and len(sys.argv) > 1
+if wants_none or os.environ.get("PYOPS_BUILD") == "0":
     setup()
     sys.exit()
 

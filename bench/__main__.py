@@ -1,4 +1,4 @@
-"""`python -m bench run | report | compare | gpu`."""
+"""`python -m bench run | report | compare | limits | gpu`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
         help="time for each case (default: its own, at most 12; quick: 1)",
     )
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
+    p.add_argument("--goals", action="store_true", help="only cases for which there is a goal on a GPU")
+    p.add_argument("--minutes", type=float, metavar="M", help="time for all, shared out among operators")
     p.add_argument("--out", type=Path, metavar="DIR", help="folder of results (default: bench/results)")
 
     p = commands.add_parser("report", help="write report.html and plots, update the table in README.md")
@@ -38,11 +40,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("new", type=Path)
     p.add_argument("--fail-above", type=float, metavar="PERCENT", default=5.0)
 
+    p = commands.add_parser("limits", help="bytes, FLOPs, floors and predictions of every case on a GPU")
+    p.add_argument("--op", nargs="+", metavar="OP", help="operators and models; all by default")
+    p.add_argument("--device", default="nvidia-h200", metavar="NAME", help="default: nvidia-h200")
+    p.add_argument("--goals", action="store_true", help="only cases with a goal")
+
     p = commands.add_parser("gpu", help="on a GPU machine: build, test, sanitize and bench, into one folder")
     p.add_argument("--out", type=Path, metavar="DIR", required=True)
     p.add_argument("--stage", type=_comma, metavar="A,B", help="some of build,test,sanitize,bench")
     p.add_argument("--only", type=_comma, metavar="OP,OP", help="some operators and models")
     p.add_argument("--minutes", type=float, metavar="M", default=9.0, help="time for all stages together")
+    p.add_argument("--goals", action="store_true", help="bench: only cases for which there is a goal")
     p.add_argument("--wheels", type=Path, metavar="DIR", help="peers' wheels to install without a network")
     return top
 
@@ -62,20 +70,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "gpu":
             from .gpu import gpu
 
-            return gpu(args.out, args.stage, args.only, args.minutes, args.wheels)
+            return gpu(args.out, args.stage, args.only, args.minutes, args.wheels, args.goals)
         if args.command == "report":
             from .report import report
 
             return report(args.out, args.readme)
+        if args.command == "limits":
+            from .limits import show
+
+            return show(args.op, args.device, args.goals)
         import torch
 
-        from .run import run
+        from .run import run, run_apart
 
         if args.threads:
             torch.set_num_threads(args.threads)
         out = args.out or (None if args.quick else RESULTS)
         seconds = args.seconds or (1.0 if args.quick else None)
-        return run(args.op, args.device, quick=args.quick, out=out, seconds=seconds)
+        options = dict(quick=args.quick, goals=args.goals, out=out, seconds=seconds)
+        if args.minutes:
+            return run_apart(args.op, args.device, minutes=args.minutes, **options)
+        return run(args.op, args.device, **options)
     except (ValueError, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2

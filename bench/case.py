@@ -11,12 +11,15 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .environment import benchmarks, require_known
+
+if TYPE_CHECKING:
+    from .limits import Bound, Chip
 
 Inputs = Mapping[str, Any]
 
@@ -82,6 +85,9 @@ class Case:
     backward: bool = field(default=False, kw_only=True)
     devices: tuple[str, ...] = field(default=("cpu", "cuda"), kw_only=True)
     seconds: float = field(default=12.0, kw_only=True)  # of turns, unless `run --seconds` says otherwise
+    goal: str = field(default="", kw_only=True)  # on an NVIDIA H200, in words
+
+    arithmetic: ClassVar[str] = "fma"  # of what kind its FLOPs are: see `limits.Chip.flops`
 
     @property
     def words(self) -> list[str]:
@@ -138,6 +144,20 @@ class Case:
     def flops(self) -> int:
         raise NotImplementedError
 
+    @property
+    def least_flops(self) -> int:
+        """Of any method: fewer where `flops` counts what a clever one leaves out."""
+        return self.flops
+
+    @property
+    def launches(self) -> int:
+        """Kernels, one after the other, about."""
+        return 3 if self.backward else 1
+
+    def bound(self, chip: Chip) -> Bound | None:
+        """What holds the work up on a GPU beside compulsory bytes and arithmetic, where that is known."""
+        return None
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -149,6 +169,7 @@ class Peer:
     slow_start: bool
     cpu_headlines_only: bool
     stock: bool  # what a user of plain PyTorch writes: its ratio is always shown
+    part: bool  # does but a part of the work, with which ours is compared: no rival
 
     def missing(self, quick: bool) -> str | None:
         """Why this peer does not run, or None."""
@@ -179,15 +200,18 @@ class Peers:
         slow_start: bool = False,
         cpu_headlines_only: bool = False,
         stock: bool = False,
+        part: bool = False,
     ) -> Callable[[Callable], Callable]:
         """Register `build(case, inputs)`; it imports its library inside, so listing costs nothing.
 
         A peer with `slow_start` is left out of a quick run; with `cpu_headlines_only` it runs on a CPU in headline
-        cases alone, since there the start takes longer than all the rest.
+        cases alone, since there the start takes longer than all the rest. One that does only `part` of the work inside
+        the clock, and the rest in `view`, has a ratio that is no claim.
         """
 
         def register(build: Callable) -> Callable:
-            self._peers.append(Peer(name, build, needs, devices, when, slow_start, cpu_headlines_only, stock))
+            made = Peer(name, build, needs, devices, when, slow_start, cpu_headlines_only, stock, part)
+            self._peers.append(made)
             return build
 
         return register

@@ -85,6 +85,7 @@ def details(case: Case) -> str:
             f"<td></td><td>{milliseconds(case['copy_ms'])}</td><td></td><td></td>"
             f"<td>{speed}</td><td>100 %</td><td></td><td></td></tr>"
         )
+    rows += limit(case)
     heads = "".join(f'<th scope="col">{head}</th>' for head in HEADS)
     work = f"{case['bytes'] * 1e-6:.0f} MB, {case['flops'] * 1e-9:.2g} GFLOP"
     note = "" if case["overhead"] else f" <small>{work}</small>"
@@ -92,6 +93,23 @@ def details(case: Case) -> str:
         f"<details><summary>{escape(case['title'])}{note}</summary>"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(case["title"])}">'
         f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def limit(case: Case) -> str:
+    """What the GPU allows, what was expected and wanted, and which share of the floor was reached."""
+    known = case.get("limits")
+    if not known:
+        return ""
+    ours = case["contestants"].get("pyops", {}).get("median_ms")
+    share = f"{known['floor_ms'] / ours:.0%}".replace("%", " %") if ours else "not measured"
+    expected = f"predicted {milliseconds(known['predicted_ms'])}, held up by {known['binds']}"
+    if known["goal"]:
+        expected += f"; goal: {known['goal']}"
+    return (
+        f'<tr class="copy"><th scope="row">floor of bytes and arithmetic <small>{escape(expected)}</small></th>'
+        f"<td></td><td>{milliseconds(known['floor_ms'])}</td>"
+        f'<td colspan="6">pyops reaches {share} of it</td></tr>'
     )
 
 
@@ -128,7 +146,9 @@ def device(result: Result) -> str:
 
 def shown_peers(case: Case) -> list[tuple[str, float]]:
     """Names and ratios of the fastest peer whose result matched, and of plain PyTorch."""
-    ratios = {name: c["speedup"] for name, c in case["contestants"].items() if c.get("speedup")}
+    ratios = {
+        n: c["speedup"] for n, c in case["contestants"].items() if c.get("speedup") and not c.get("part")
+    }
     fastest = min(ratios, key=lambda name: ratios[name], default=None)
     return [(n, r) for n, r in ratios.items() if n == fastest or case["contestants"][n]["stock"]]
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import environment
+from . import environment, limits
 from .case import Case, Contestant, Inputs, Peers, Tolerance, load_ops
 from .memory import peak_bytes
 from .timing import Stats, copies_for, cuda_sampler, host_sampler, interleave, warm_up
@@ -20,14 +25,23 @@ from .timing import Stats, copies_for, cuda_sampler, host_sampler, interleave, w
 OURS = "pyops"
 COPY = "copy"
 WARM_UP_S = 0.3
+GRACE_S = 10.0  # beyond its share of the time, for the case at hand
 
 Entry = dict[str, Any]
 
 
 def run(
-    op_names: Sequence[str] | None, device_name: str, *, quick: bool, out: Path | None, seconds: float | None
+    op_names: Sequence[str] | None,
+    device_name: str,
+    *,
+    quick: bool = False,
+    goals: bool = False,
+    out: Path | None = None,
+    seconds: float | None = None,
+    until: float = math.inf,
 ) -> int:
-    """Exit status: 0, or 1 when one of our own results failed or missed the reference."""
+    """Exit status: 0, or 1 when one of our own results failed or missed the reference, or time was over (`until`, by
+    the clock of `time.monotonic`) before all cases were measured."""
     device = torch.device(device_name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -43,15 +57,23 @@ def run(
     for op in ops:
         result: Entry = {"op": op.name, "kind": op.kind, **stamp, "quick": quick, "cases": {}}
         chosen = [c for c in op.cases if device.type in c.devices and (c.quick or not quick)]
+        chosen = [c for c in chosen if c.goal or not goals]
         measured: dict[str, Entry] = {}
         # Headlines first: a run that is cut short has what is shown first.
-        for case in sorted(chosen, key=lambda c: not c.headline):
+        for place, case in enumerate(sorted(chosen, key=lambda c: not c.headline)):
+            if time.monotonic() > until:
+                print(f"\n{op.name}: out of time, {len(chosen) - place} cases not measured", flush=True)
+                failed = True
+                break
             print(f"\n{op.name}: {case.title}", flush=True)
             try:
                 entry = run_case(case, op.peers, device, seconds or case.seconds, quick)
             except Exception as error:  # out of memory for the reference, say: the other cases remain
                 print(f"  FAILED: {first_line(error)}", flush=True)
                 failed = True
+                if broken(device):
+                    print("  the GPU has lost its context: nothing more in this process", flush=True)
+                    return 1
                 continue
             failed |= any(c["ours"] and not c.get("match") for c in entry["contestants"].values())
             print_case(entry)
@@ -60,6 +82,56 @@ def run(
             if out is not None:
                 save(result, out)  # after every case: an interrupted run keeps what it has
     return int(failed)
+
+
+def broken(device: torch.device) -> bool:
+    """Whether a kernel has left the process without a working GPU, so that all that follows would fail, too."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def run_apart(op_names: Sequence[str] | None, device_name: str, *, minutes: float, **options: Any) -> int:
+    """`run` for every operator in a process of its own, forked when all is imported but no GPU is in use: one that
+    crashes costs only itself, and none takes more than its share of the time that is left."""
+    ops = load_ops(op_names)
+    end, failed = time.monotonic() + 60 * minutes, False
+    for done, op in enumerate(ops):
+        left = (end - time.monotonic()) / (len(ops) - done)
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                status = run([op.name], device_name, until=time.monotonic() + left, **options)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        failed |= _status(child, left + GRACE_S, op.name) != 0
+    return int(failed)
+
+
+def _status(child: int, limit_s: float, name: str) -> int:
+    """Exit status of a process, which is ended after `limit_s`."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            if code < 0:
+                print(f"\n{name}: ended by signal {-code}", flush=True)
+            return code
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(f"\n{name}: out of time in the middle of a case", flush=True)
+    return 1
 
 
 def save(result: Entry, out: Path) -> Path:
@@ -102,7 +174,7 @@ def run_case(case: Case, peers: Peers, device: torch.device, seconds: float, qui
         for name, build in case.ours(device).items():
             enter(name, build, {"ours": True})
         for peer in peers.of(case, device):
-            entry: Entry = {"ours": False, "stock": peer.stock}
+            entry: Entry = {"ours": False, "stock": peer.stock, "part": peer.part}
             if reason := peer.missing(quick):
                 entries[peer.name] = entry | {"skipped": reason}
             else:
@@ -128,6 +200,7 @@ def run_case(case: Case, peers: Peers, device: torch.device, seconds: float, qui
         "overhead": case.overhead,
         "by_host": case.by_host,
         "copy_ms": stats[COPY].median * 1e3 if COPY in stats else None,
+        "limits": limits.entry(case, environment.slug(device)),
         "contestants": entries,
     }
 

@@ -36,6 +36,7 @@ class Invalid(NamedTuple):
     change: Inputs
     error: type[Exception]
     words: tuple[str, ...]
+    by_value: bool = False  # no size tells: a GPU, for which the host would have to wait, need not be asked
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class OpCase:
     poison: Callable[[Inputs, float], tuple[Inputs, Tensor]] | None = None
     """Puts a value into one place; returns the inputs and the mask of the result that depends on it."""
     invalid: Callable[[Inputs], Iterable[Invalid]] = field(default=lambda inputs: ())
+    capturable: bool = True  # by a CUDA graph: no size depends on values, and the host reads none
     compiler: str = "inductor"  # another backend of torch.compile where this one fails on stock operators
 
     def inputs(self, shape: Shape, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Inputs:
@@ -173,27 +175,33 @@ def _operators() -> list[str]:
 
 def _triton_kernels() -> Kernels:
     """The functions of `pyops.triton`, by Triton's interpreter, which must be on when Triton is imported."""
-    with mock.patch.dict("os.environ", TRITON_INTERPRET="1"):
+    return {op: _interpreted(kernel) for op, kernel in _triton_functions(interpret=True).items()}
+
+
+def _triton_functions(interpret: bool) -> Kernels:
+    with mock.patch.dict("os.environ", TRITON_INTERPRET="1" if interpret else "0"):
         triton = importlib.import_module("triton")
-        if isinstance(triton.language.zeros, triton.JITFunction):
+        if isinstance(triton.language.zeros, triton.JITFunction) == interpret:
             raise ImportError(
                 "triton is imported without its interpreter; call pyops.testing.backends() first"
+                if interpret
+                else "triton is imported with its interpreter, which runs on no GPU"
             )
         package = importlib.import_module("pyops.triton")
         stems = [module.name for module in pkgutil.iter_modules(package.__path__)]
         modules = [importlib.import_module(f"pyops.triton.{stem}") for stem in stems]
-
-    def interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            with mock.patch.dict("os.environ", TRITON_INTERPRET="1"):
-                return function(*args)
-
-        return call
-
-    kernels = {op: interpreted(getattr(m, op)) for op in _operators() for m in modules if hasattr(m, op)}
+    kernels = {op: getattr(m, op) for op in _operators() for m in modules if hasattr(m, op)}
     if not kernels:
         raise ImportError("there are no Triton kernels")
     return kernels
+
+
+def _interpreted(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        with mock.patch.dict("os.environ", TRITON_INTERPRET="1"):
+            return function(*args)
+
+    return call
 
 
 _providers: dict[str, Callable[[], Kernels]] = {"native": dict, "triton": _triton_kernels}
@@ -217,8 +225,9 @@ def backends() -> list[str]:
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Runs pyops on CPU tensors by other kernels: "triton" (interpreted), a registered one, or "native".
+def backend(name: str, device: str = "cpu") -> Iterator[None]:
+    """Runs pyops on CPU tensors by other kernels: "triton" (interpreted), a registered one, or "native". On CUDA
+    tensors (device "cuda") there is "triton", compiled, in place of the native library.
 
     Only the kernels change: validation, autograd, fake tensors and vmap stay. Not for several threads.
 
@@ -229,12 +238,16 @@ def backend(name: str) -> Iterator[None]:
     """
     if name not in _providers:
         raise ValueError(f"backend must be one of {sorted(_providers)}, got {name!r}")
+    if device != "cpu" and name not in ("native", "triton"):
+        raise ValueError(f"backend {name!r} is for CPU tensors")
+    compiled = name == "triton" and device != "cpu"
+    kernels = _triton_functions(interpret=False) if compiled else _providers[name]()
     library = torch.library.Library("pyops", "IMPL")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*[Oo]verrid")
-            for op, kernel in _providers[name]().items():
-                library.impl(op, kernel, "CPU", allow_override=True)
+            for op, kernel in kernels.items():
+                library.impl(op, kernel, device.upper(), allow_override=True)
         yield
     finally:
         library._destroy()

@@ -8,18 +8,21 @@ class TestContract(contract.Contract):
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from closeness import assert_gradients_close, assert_values_close, random_like, tensors
-from memory import LAYOUTS, Guarded, guarded_allocations, relayout
+from memory import LAYOUTS, Guarded, far_apart, guarded_allocations, relayout
+from streams import ON_A_GPU, Streams
+from torch import Tensor
 from torch.testing import assert_close
 from transforms import Transforms, composed
 
 from pyops import testing
-from pyops.testing import OpCase, gradients, in_double
+from pyops.testing import Invalid, OpCase, gradients, in_double
 
 
 def all_cases() -> list[OpCase]:
@@ -31,6 +34,24 @@ def all_cases() -> list[OpCase]:
         spec.loader.exec_module(module)
         found += getattr(module, "CASES", [])
     return found
+
+
+def case_name(case: OpCase) -> str:
+    """With the name of its operators' file in front, where the tests are in another and nothing else tells it."""
+    stem = case.make_inputs.__module__.partition("cases_test_")[2]
+    return case.name if stem in case.name else f"{stem}-{case.name}"
+
+
+def by_value(inputs: dict[str, Any], wrong: Invalid) -> bool:
+    """Whether all that is wrong with a call are numbers within tensors."""
+
+    def described(value: Any) -> Any:
+        return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else None
+
+    return wrong.by_value or all(
+        described(value) and described(value) == described(inputs.get(name))
+        for name, value in wrong.change.items()
+    )
 
 
 PARTS = {"corr1d_pyramid": "pool_pairs"}  # what has kernels of an operator that calls others
@@ -54,29 +75,32 @@ OF_GRADIENTS = (
 )
 
 
-class Contract(Transforms):
+class Contract(Transforms, Streams):
     cases: ClassVar[list[OpCase]]
     backend = "native"
 
     @pytest.fixture(autouse=True)
-    def _backend(self):
-        with testing.backend(self.backend):
+    def _backend(self, device):
+        with testing.backend(self.backend, device):
             yield
 
     def pytest_generate_tests(self, metafunc):
         names = [name for name in ("case", "dtype", "layout") if name in metafunc.fixturenames]
         emulated = self.backend != "native" or metafunc.config.getoption("--device") != "cpu"
+        test, cuda = metafunc.function.__name__, metafunc.config.getoption("--device") == "cuda"
         rows = []
         for case in self.cases:
             if lacks_kernel(case, self.backend):
                 continue
-            if not case.differentiable and metafunc.function.__name__ in OF_GRADIENTS:
+            if not case.differentiable and test in OF_GRADIENTS:
+                continue
+            if test in ON_A_GPU and not (cuda and (case.capturable or test != "test_cuda_graph")):
                 continue
             dtypes = [d for d in case.dtypes if not (emulated and d == torch.float64)]
             for dtype in dtypes if "dtype" in names else (None,):
                 for layout in LAYOUTS if "layout" in names else (None,):
                     row = dict(case=case, dtype=dtype, layout=layout)
-                    words = (case.name, str(dtype).removeprefix("torch."), layout)
+                    words = (case_name(case), str(dtype).removeprefix("torch."), layout)
                     rows.append(
                         pytest.param(
                             *(row[n] for n in names), id="-".join(w for w in words if w and w != "None")
@@ -168,7 +192,13 @@ class Contract(Transforms):
         inputs = case.inputs(case.small[0], torch.float32, device)
         wrong = list(case.invalid(inputs))
         assert wrong, "no wrong calls are known"
-        for label, change, error, words in wrong:
+        for call in wrong:
+            label, change, error, words, _ = call
+            if device != "cpu" and by_value(inputs, call):
+                # To read them the host would have to wait: only nothing may break.
+                with suppress(error):
+                    case.function(**{**inputs, **change})
+                continue
             with pytest.raises(error) as caught:
                 case.function(**{**inputs, **change})
             missing = [word for word in words if word not in str(caught.value)]
@@ -186,6 +216,25 @@ class Contract(Transforms):
         assert_close(result, expected, rtol=0, atol=1e-6)
         for name in grads:
             assert_close(grads[name], expected_grads[name], rtol=1e-5, atol=1e-5)
+
+    def test_far_apart(self, case, device):
+        """More than 2^31 elements from one row of an input to the next."""
+        if self.backend != "native":
+            pytest.skip("once is enough")
+        inputs = case.inputs(case.small[0], torch.float32, device)
+        upstream = random_like(case.function(**inputs))
+        expected, expected_grads = gradients(case.function, inputs, case.differentiable, upstream)
+        for name in tensors(inputs):
+            apart = {**inputs, name: far_apart(inputs[name])}
+            result, grads = gradients(case.function, apart, case.differentiable, upstream)
+            assert_close(result, expected, rtol=0, atol=1e-6)
+            for wanted in grads:
+                assert_close(grads[wanted], expected_grads[wanted], rtol=1e-5, atol=1e-5)
+        result, grads = gradients(case.function, inputs, case.differentiable, far_apart(upstream))
+        for wanted in grads:
+            assert_close(grads[wanted], expected_grads[wanted], rtol=1e-5, atol=1e-5)
+        del apart  # gigabytes, for which others may be waiting
+        torch.cuda.empty_cache()
 
     def test_guard_bands(self, case, layout, device):
         """Nothing is written around tensors or into inputs; no result comes from memory never written."""

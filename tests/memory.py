@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from contextlib import contextmanager
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -27,6 +29,33 @@ def relayout(t: Any, layout: str) -> Any:
     if layout == "stepped":
         return torch.stack([t, t], -1).flatten(-2)[..., ::2]
     return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+
+
+def far_apart(t: Tensor) -> Tensor:
+    """The same values, with more than 2^31 elements between the halves of the first axis of two, if there is one: up to
+    8 GiB of memory that is asked for and, but for a few pages, not touched."""
+    axis = next((i for i, n in enumerate(t.shape) if n == 2), None)
+    if axis is None or t.itemsize > 4:
+        return t
+    stride = list(t.contiguous().stride())
+    stride[axis] = 2**31 + 64
+    length = 1 + sum((n - 1) * s for n, s in zip(t.shape, stride, strict=True))
+    try:
+        memory = torch.empty(length, dtype=t.dtype, device=t.device)
+    except RuntimeError:  # torch's for too little memory, on a GPU that others use, too
+        pytest.skip(f"needs {length * t.itemsize >> 30} GiB of free memory")
+    return memory.as_strided(t.shape, stride).copy_(t)
+
+
+def require_free(needed: int, device: str) -> None:
+    """Skips the test where there is less memory."""
+    if device == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(sizes["MemAvailable"].split()[0]) * 1024
+    if free < needed:
+        pytest.skip(f"needs {needed >> 30} GiB of free memory")
 
 
 class Guarded:

@@ -148,6 +148,10 @@ WRONG = {
 }
 
 
+def test_cotf_contestants_agree_on_halves():
+    assert disagreeing(replace(PHOTO, dtype=torch.float16), cotf_peers.PEERS) == []
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_cotf_finds_out_other_work(name):
     """With the weights of a new model half of it could be left out."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from benches import CPU, disagreeing, matches
 
-from bench.models.isomap import Isomap
+from bench.models.isomap import Isomap, Step
 from bench.ops.mds import Mds
 from bench.ops.minplus import MinPlus, Reach
 from bench.peers import isomap as isomap_peers
@@ -85,3 +85,25 @@ def test_isomap_contestants_agree(placed):
     expected = case.reference(x)
     other = replace(case, k=5).reference(x)
     assert matches(case, expected, expected) and not matches(case, other, expected)
+
+
+@pytest.mark.parametrize("placed", (0, 20))
+def test_isomap_of_a_gpu_is_compared_with_the_same(placed):
+    """Where scikit-learn would take too long: paths and eigenpairs in plain PyTorch."""
+    case = Isomap(points=150, placed=placed)
+    x = case.inputs(CPU)
+    points, new = x["points"].double(), x["new"].double()
+    assert matches(case, case.upright(case.definition(points, new)), case.reference(x))
+    other = replace(case, k=5).definition(points, new)
+    assert not matches(case, case.upright(other), case.reference(x))
+
+
+def test_steps_through_isomap_agree():
+    case = Step(points=120, landmarks=30, features=40, backward=True)
+    assert disagreeing(case, isomap_peers.PEERS) == []
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+    assert expected[1].norm() > 0, "a loss without a gradient"
+    assert not matches(case, [expected[0], expected[1] * 1.01], expected)
+    other = {**x, "landmarks": x["landmarks"][1:]}
+    assert not matches(case, case.reference(other), expected)

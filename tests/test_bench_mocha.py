@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # bench is not ins
 import pyops
 from bench import case as cases
 from bench import run
-from bench.models.mocha import WEIGHTS, Mocha, _flops
+from bench.models.mocha import WEIGHTS, Mocha, Update, _flops
 from bench.peers.mocha import PEERS
 from pyops import reference
 
@@ -77,3 +77,24 @@ def test_work_is_counted():
     one, two, three = (_flops(CASE.shape, iters, CASE.max_disparity) for iters in (1, 2, 3))
     assert three - two == two - one > 0
     assert two > 2 * (two - one), "features and volume are in it, too"
+
+
+@native
+def test_updates_agree():
+    case = Update(shape=(64, 96), max_disparity=64)
+    x = case.inputs(CPU)
+    expected = case.reference(x)
+
+    def same(rival) -> bool:
+        result = rival.view(rival.call())
+        return run.check(result, expected, case.tolerances())["match"]
+
+    with torch.inference_mode():
+        peers = {peer.name: peer for peer in PEERS.of(case, CPU)}
+        assert len(peers) == 2 and sum(peer.part for peer in peers.values()) == 1
+        assert same(case.ours(CPU)["pyops"](x))
+        assert all(same(peer.contestant(case, x)) for peer in peers.values())
+        disparity, *hidden = expected
+        assert not run.check([disparity + 1, *hidden], expected, case.tolerances())["match"]
+        assert not run.check([disparity, *hidden[::-1]], expected, case.tolerances())["match"]
+    assert case.flops == _flops(case.shape, 3, 64) - _flops(case.shape, 2, 64)

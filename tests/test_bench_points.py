@@ -73,6 +73,7 @@ NEIGHBOURS = [
     Knn(queries=60, points=60, k=5, offset=True),
     Knn(batch=2, queries=30, points=70, k=5, backward=True),
     Knn(queries=20, points=40, dims=40, k=2, dtype=torch.float16),
+    Knn(queries=20, points=40, dims=70, k=2),
     Knn(queries=1, points=1, k=1, overhead=True),
 ]
 
@@ -140,3 +141,21 @@ def test_knn_graph_contestants_agree(case):
     expected = case.reference(x)
     other = case.task(knn_graph_peers.composed, {"x": x["x"] * torch.tensor([3.0] + [1.0] * (case.dims - 1))})
     assert not matches(case, list(other.view(other.call())), expected)
+
+
+@pytest.mark.parametrize("sources", (0, 7))
+def test_paths_by_neighbours_agree(sources):
+    """A peer on GPUs, here on a CPU."""
+    case = Geodesic(points=90, k=6, sources=sources)
+    x = case.inputs(CPU)
+    rival = geodesic_peers.neighbours(case, x)
+    assert matches(case, rival.view(rival.call()), case.reference(x))
+
+
+@pytest.mark.parametrize("case", NEIGHBOURS[:2], ids=lambda case: case.name)
+def test_flashlib_is_called_as_it_wants(case):
+    """On a CPU it falls back to PyTorch, with the same arguments and results; far from the origin it is not exact."""
+    pytest.importorskip("flashlib")
+    x = case.inputs(CPU)
+    rival = knn_peers.flash(case, x)
+    assert matches(case, rival.view(rival.call()), case.reference(x)) or case.offset

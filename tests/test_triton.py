@@ -1,4 +1,4 @@
-"""The contract once more, on the Triton kernels by Triton's interpreter."""
+"""The contract once more, on the Triton kernels: by Triton's interpreter, or compiled for the GPU there is."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import pytest
 
 from pyops import testing
 
-pytestmark = pytest.mark.skipif(
-    "triton" not in testing.backends(), reason="no Triton kernels, or no interpreter"
-)
-
 
 class TestContract(contract.Contract):
     cases = contract.all_cases()
     backend = "triton"
+
+    @pytest.fixture(autouse=True)
+    def _backend(self, device):
+        if device == "cpu" and "triton" not in testing.backends():
+            pytest.skip("no Triton kernels, or no interpreter")
+        with testing.backend(self.backend, device):
+            yield

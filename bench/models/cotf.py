@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import inputs as make
 from ..case import Case, Contestant, Inputs, Tolerance, dtype_name, size_name
+from ..limits import launches_of
 from ..ops import modulation
 from ..timing import captured
 
@@ -117,11 +118,27 @@ class CoTF(Case):
     def flops(self) -> int:
         return SMALL_FLOPS + self.pixels * (2 * modulation.MULTIPLY_ADDS + modulation.OTHER_FLOPS)
 
+    @property
+    def launches(self) -> int:
+        return _launches()
+
+
+@cache
+def _launches() -> int:
+    import pyops
+
+    case = CoTF(shape=(32, 32))
+    x = case.inputs(torch.device("cpu"))
+    with torch.inference_mode():
+        return launches_of(partial(case.model(pyops, x), x["image"]))
+
 
 CASES = (
     CoTF(headline=True),
     CoTF(shape=(1024, 1024), quick=True),
     CoTF(shape=(2160, 3840)),
     CoTF(dtype=torch.uint8),
+    CoTF(shape=(1024, 1024), dtype=torch.float16, headline=True, devices=("cuda",), goal="0.5 ms"),
+    CoTF(shape=(2160, 3840), dtype=torch.float16, headline=True, devices=("cuda",), goal="2.5 ms"),
     CoTF(latency=True, devices=("cuda",)),
 )

@@ -112,7 +112,7 @@ class Groupwise(Case):
 
 
 CASES = (
-    Groupwise(headline=True),
+    Groupwise(headline=True, goal="70 % of write bandwidth"),
     Groupwise(backward=True, headline=True),
     Groupwise(normalize=True),
     Groupwise(normalize=True, backward=True),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..case import Case, Contestant, Inputs, Tolerance, dtype_name, forward_backward
+from ..limits import Bound, Chip
 
 _CHUNK = 1 << 24  # distances of the definition at a time
 
@@ -132,11 +133,29 @@ class Knn(Case):
         """Of all distances, which a spatial structure does not compute."""
         return 3 * self.batch * self.queries * self.points * self.dims
 
+    @property
+    def least_flops(self) -> int:
+        """Of the neighbours themselves; in many dimensions there is no way around the others."""
+        return self.flops if self.dims > 16 else 3 * self.batch * self.queries * self.k * self.dims
+
+    def bound(self, chip: Chip) -> Bound:
+        """A lane reads every coordinate of every point for its query, and in many dimensions the query's, too."""
+        words = (
+            self.batch
+            * self.queries
+            * self.points
+            * self.dims
+            * (1 if self.dims <= 3 and self.k <= 32 else 2)
+        )
+        return Bound(words / chip.words, "coordinates of all pairs from shared memory")
+
 
 CASES = (
-    Knn(batch=32, headline=True),
+    Knn(batch=32, headline=True, goal="25 us"),
     Knn(batch=32, backward=True, headline=True),
     Knn(queries=32768, points=32768, headline=True),
+    Knn(batch=32, queries=32768, points=32768, headline=True, devices=("cuda",), goal="1.5 ms"),
+    Knn(queries=20000, points=20000, dims=768, k=2, headline=True, devices=("cuda",), goal="2x its GEMM"),
     Knn(batch=32, offset=True),
     Knn(batch=32, queries=512, dtype=torch.float16),
     Knn(batch=32, k=64),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..case import Case, Contestant, Inputs, Tolerance, forward_backward
+from ..limits import Bound, Chip
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,20 @@ class KnnGraph(Case):
     def flops(self) -> int:
         """Of all distances, which a spatial structure does not compute."""
         return 3 * self.points * self.points * self.dims
+
+    @property
+    def least_flops(self) -> int:
+        """Of the neighbours themselves; in many dimensions there is no way around the others."""
+        return self.flops if self.dims > 16 else 3 * self.points * self.k * self.dims
+
+    @property
+    def launches(self) -> int:
+        """The search, a sort of all edges, their lengths; the host reads how many there are."""
+        return 40
+
+    def bound(self, chip: Chip) -> Bound:
+        words = self.points**2 * self.dims * (1 if self.dims <= 3 and self.k < 32 else 2)
+        return Bound(words / chip.words, "coordinates of all pairs from shared memory")
 
 
 def viewed(graph: Sequence[Any]) -> list[Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..case import Case, Contestant, Inputs, Tolerance, dtype_name, forward_backward, size_name
+from ..limits import Bound, Chip
 
 
 def scene(batch: int, height: int, width: int, farthest: float, generator: torch.Generator) -> Tensor:
@@ -124,10 +125,18 @@ class Lookup(Case):
         height, width = self.shape
         return 3 * self.planes * height * width * (3 if self.backward else 1)
 
+    def bound(self, chip: Chip) -> Bound:
+        """A window of a pixel's own line of correlations lies across sectors of 32 bytes, which come whole."""
+        window = (2 * self.radius + 2) * self.dtype.itemsize
+        more = 28 * self.levels * self.shape[0] * self.shape[1]  # on average, at both ends together
+        return Bound(
+            (self.bytes + more * (1 + 2 * self.backward)) / chip.copied, f"sectors around {window} bytes"
+        )
+
 
 CASES = (
-    Lookup(headline=True),
-    Lookup(geometry=True, levels=2, headline=True),
+    Lookup(headline=True, goal="6 us"),
+    Lookup(geometry=True, levels=2, headline=True, goal="6 us"),
     Lookup(backward=True, headline=True),
     Lookup(geometry=True, levels=2, backward=True),
     Lookup(dtype=torch.float16),

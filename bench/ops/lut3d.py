@@ -13,8 +13,10 @@ from torch import Tensor
 from .. import inputs as make
 from ..case import Case, Contestant, Inputs, Tolerance, dtype_name, forward_backward, size_name
 from ..inputs import LEVELS
+from ..limits import Bound, Chip
 
 STRIP_PIXELS = 1 << 19
+SHARED_BYTES = 227 << 10  # of a block on Hopper
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,38 @@ class Lut3d(Case):
         blend = 7 * 3 * 3 if self.interpolation == "trilinear" else 3 + 4 * 3 * 2
         return self.pixels * (12 + blend) * (3 if self.backward else 1)
 
+    def bound(self, chip: Chip) -> Bound:
+        """Lattice points come from shared memory (half: 6 bytes in 2 words), or from the first-level cache, 4 words
+        each. The table's gradient is summed slab by slab in shared memory, and each slab looks at all pixels."""
+        plane, corners = self.size**2, 8 if self.interpolation == "trilinear" else 4
+        half = self.lut_dtype.itemsize == 2 and 6 * plane * self.size <= SHARED_BYTES
+        if half and not self.backward:
+            staged = 6 * plane * self.size / (chip.l2 / chip.multiprocessors)
+            return Bound(
+                staged + self.bytes / chip.copied, "the table on its way to shared memory, then bytes"
+            )
+        lookups = self.pixels * corners * 4 / chip.words
+        if not self.backward:
+            return Bound(lookups, "lattice points from the first-level cache")
+        slabs = 3 * -(-self.size // max(1, min(self.size, SHARED_BYTES // (8 * plane))))
+        again = slabs * 4 * self.pixels * self.dtype.itemsize
+        sums = self.pixels * corners * 3 * 2 / chip.words  # two words each
+        return Bound((self.bytes + again) / chip.copied + sums, f"the table's gradient in {slabs} slabs")
+
 
 FHD = (1080, 1920)
 CASES = (
-    Lut3d(headline=True),
+    Lut3d(headline=True, goal="110 us"),
     Lut3d(interpolation="tetrahedral", headline=True),
-    Lut3d(dtype=torch.uint8, headline=True),
-    Lut3d(backward=True, headline=True),
-    Lut3d(interpolation="tetrahedral", dtype=torch.float16, lut_dtype=torch.float16, headline=True),
+    Lut3d(dtype=torch.uint8, headline=True, goal="30 us"),
+    Lut3d(backward=True, headline=True, goal="4x forward"),
+    Lut3d(
+        interpolation="tetrahedral",
+        dtype=torch.float16,
+        lut_dtype=torch.float16,
+        headline=True,
+        goal="80 % of a copy",
+    ),
     Lut3d(dtype=torch.bfloat16),
     Lut3d(interpolation="tetrahedral", dtype=torch.uint16),
     Lut3d(channels_last=True),

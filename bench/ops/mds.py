@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..case import Case, Contestant, Inputs, Tolerance, dtype_name, forward_backward
+from ..limits import Bound, Chip
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Mds(Case):
         import pyops
 
         function = pyops.double_centered_matmul if self.product else pyops.classical_mds
-        return {"pyops": lambda x: Contestant(self.task(function, x))}
+        # Eigenpairs are looked at by the host, product after product.
+        return {"pyops": lambda x: Contestant(self.task(function, x), graph=self.product)}
 
     def reference(self, inputs: Inputs) -> list[Tensor]:
         from pyops import reference
@@ -82,6 +84,17 @@ class Mds(Case):
     def flops(self) -> int:
         """Of one product: how many coordinates take depends on the eigenvalues."""
         return 2 * self.points**2 * (self.components + 1)
+
+    def bound(self, chip: Chip) -> Bound | None:
+        return None if self.product else eigenpairs_bound(self.points, chip)
+
+
+def eigenpairs_bound(points: int, chip: Chip) -> Bound:
+    """Some fifteen products by a few columns, and after each an eigenproblem of the basis and a look by the host: a
+    millisecond and a half."""
+    matrix = 4 * points**2
+    each = matrix / (chip.copied if matrix > chip.l2_bytes else chip.l2) + 1.5e-3
+    return Bound(15 * each, "fifteen products, one after the other")
 
 
 CASES = (

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..case import Case, Contestant, Inputs, Tolerance, dtype_name, forward_backward
+from ..limits import Bound, Chip
 
 
 @dataclass(frozen=True)
 class MinPlus(Case):
+    arithmetic: ClassVar[str] = "add, min"
     size: int = 1024
     batch: int = 1
     paths: bool = False  # shortest distances in place of a product
@@ -96,10 +98,27 @@ class MinPlus(Case):
         """An addition and a minimum for each; the gradients need none in principle."""
         return 2 * self.batch * self.size**3
 
+    def bound(self, chip: Chip) -> Bound | None:
+        """Of shortest distances: 64 nodes at a time, whose own distances take 64 steps of one block; then every tile is
+        read and written once more. Graphs of up to 128 nodes take a step a node."""
+        if not self.paths:
+            return None
+        if self.size <= 128:
+            waves = -(-self.batch // (2 * chip.multiprocessors))
+            return Bound(waves * self.size * chip.step_s, f"{self.size} steps of a block, {waves} times")
+        passes = -(-self.size // 64)
+        matrix = self.batch * self.size**2 * 4
+        moved = 2 * matrix * passes / (chip.copied if matrix > chip.l2_bytes else chip.l2)
+        steps = passes * (64 * chip.step_s + 3 * chip.launch_s)
+        work = max(moved, self.flops / chip.flops(self.arithmetic))
+        return Bound(steps + work, f"{passes} passes of three launches, and the work itself")
+
 
 @dataclass(frozen=True)
 class Reach(Case):
     """Distances of new points by those of their neighbours: a sparse matrix times a dense one."""
+
+    arithmetic: ClassVar[str] = "add, min"
 
     queries: int = 2000
     neighbours: int = 10
@@ -184,6 +203,10 @@ class Reach(Case):
     def flops(self) -> int:
         return 2 * self.queries * self.neighbours * self.points
 
+    def bound(self, chip: Chip) -> Bound:
+        rows = self.queries * self.neighbours * self.points * self.dtype.itemsize
+        return Bound(rows / chip.l2, "rows from the second-level cache")
+
 
 def closed(weights: Tensor) -> Tensor:
     """Shortest distances, a step for each node, in place."""
@@ -205,6 +228,7 @@ CASES = (
     MinPlus(paths=True, headline=True),
     MinPlus(paths=True, size=200, backward=True, headline=True),
     MinPlus(paths=True, size=2000),
+    MinPlus(paths=True, size=10000, headline=True, devices=("cuda",), goal="150 ms"),
     MinPlus(paths=True, size=32, batch=1000, headline=True),
     MinPlus(paths=True, size=150, quick=True),
     MinPlus(paths=True, size=40, backward=True, quick=True),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import inputs as make
 from ..case import Case, Contestant, Inputs, Tolerance, dtype_name, forward_backward, size_name
+from ..limits import Bound, Chip
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,20 @@ class Sampling(Case):
         forward = 2 * (self.pixels + rows) if self.antialias else 9 * self.samples
         return forward * (3 if self.backward else 1)
 
+    def bound(self, chip: Chip) -> Bound | None:
+        """Memory comes in sectors of 32 bytes: of each sample's two rows at least one each."""
+        if self.antialias:
+            return None
+        sectors = min(64 * self.samples, self.pixels * self.dtype.itemsize)
+        return Bound((self.bytes + sectors) / chip.copied, "whole sectors around the samples")
+
 
 FHD, SD = (1080, 1920), (480, 720)
 CASES = (
     Sampling(headline=True),
     Sampling(backward=True, headline=True),
     Sampling(antialias=True, headline=True),
-    Sampling(adaptive=True),
+    Sampling(adaptive=True, goal="10 us, one launch"),
     Sampling(adaptive=True, backward=True),
     Sampling(adaptive=True, antialias=True),
     Sampling(dtype=torch.uint8, as_float=True),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..case import Case, Contestant, Inputs, Tolerance, dtype_name
+from ..limits import Bound, Chip
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,26 @@ class TPatches(Case):
     def flops(self) -> int:
         return 8 * self.batch * self.frames * 2 * self.queries * self.points
 
+    @property
+    def least_flops(self) -> int:
+        """Of the neighbours themselves."""
+        return 8 * self.batch * self.frames * 2 * self.queries * self.k
+
+    def bound(self, chip: Chip) -> Bound:
+        """A frame cannot begin before the last one has shown where its chain goes: a cloud on its way to shared memory,
+        a look at 32 points at a time (45 clocks), three sorts of what came near. If there are many chains, some 12
+        operations for each of their points."""
+        frame = chip.far_s + 3 * 0.25e-6 + self.points / 32 * 45 / chip.clock
+        operations = 12 * self.batch * self.frames * 2 * self.queries * self.points / chip.lanes
+        if operations > self.frames * frame:
+            return Bound(operations, "12 operations a point and chain")
+        return Bound(self.frames * frame, f"{self.frames} frames, one after the other")
+
 
 CASES = (
     TPatches(headline=True),
     TPatches(still=False),
-    TPatches(frames=64, headline=True),  # the published workload
+    TPatches(frames=64, headline=True, goal="0.4 ms"),  # the published workload
     TPatches(frames=8, points=256, queries=64, quick=True),
     TPatches(frames=16, points=8192, queries=512, batch=1),
     TPatches(frames=1, points=1, queries=1, k=1, batch=1, overhead=True, quick=True),

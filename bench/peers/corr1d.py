@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..case import Inputs, Peers
+from ..case import Contestant, Inputs, Peers
 from ..ops.corr1d import Corr1d
 from .lookup import _sample, _window
 
@@ -64,6 +64,25 @@ def _plain(case: Corr1d) -> Callable[..., Any]:
 @PEERS.peer("torch", stock=True)
 def stock(case: Corr1d, x: Inputs):
     return case.task(_plain(case), x)
+
+
+@PEERS.peer(
+    "torch matmul, no pyramid (a part)",
+    when=lambda case: not (case.on_demand or case.backward or case.overhead),
+    part=True,
+)
+def product(case: Corr1d, x: Inputs):
+    """The vendor's GEMM alone, from operands in the order that it likes best; pooled outside the clock."""
+    left, right = x["left"][0].permute(1, 2, 0).contiguous(), x["right"][0].permute(1, 0, 2).contiguous()
+    left = left / case.channels**0.5
+
+    def view(volume: Tensor) -> list[Tensor]:
+        levels = [volume[None]]
+        for _ in range(case.levels - 1):
+            levels.append(F.avg_pool1d(levels[-1].flatten(0, 1), 2).unflatten(0, levels[-1].shape[:2]))
+        return levels
+
+    return Contestant(lambda: left @ right, view)
 
 
 @PEERS.peer("torch, by the volume", when=lambda case: case.on_demand)

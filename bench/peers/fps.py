@@ -46,6 +46,17 @@ def quickfps_shallow(case: Fps, x: Inputs):
     return lambda: torch_quickfps.sample_idx(x["points"], case.samples, height, 0)
 
 
+@PEERS.peer(
+    "torch-quickfps, no buckets",
+    needs="torch_quickfps",
+    when=lambda case: case.dtype == torch.float32 and not case.overhead,
+)
+def quickfps_plain(case: Fps, x: Inputs):
+    import torch_quickfps
+
+    return lambda: torch_quickfps.sample_idx_baseline(x["points"], case.samples, start_idx=0)
+
+
 @PEERS.peer("torch-fps", needs="torch_fps", when=lambda case: case.dtype == torch.float32)
 def torch_fps(case: Fps, x: Inputs):
     import torch_fps

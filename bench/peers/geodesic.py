@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..case import Inputs, Peers
-from ..ops.geodesic import Geodesic
+from ..ops.geodesic import Geodesic, by_neighbours
 
 PEERS = Peers()
 
@@ -33,6 +35,15 @@ def rounds(case: Geodesic, x: Inputs):
         return reference.geodesic_distances(graph, sources, return_predecessors=case.predecessors)
 
     return case.task(search, x)
+
+
+@PEERS.peer(
+    "torch, a neighbour at a time",
+    devices=("cuda",),
+    when=lambda case: forward_only(case) and not case.predecessors and not case.overhead and case.k <= 40,
+)
+def neighbours(case: Geodesic, x: Inputs):
+    return replace(case.task(by_neighbours, x), graph=False)
 
 
 @PEERS.peer("scipy dijkstra", needs="scipy", devices=("cpu",), when=forward_only)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from ..case import Inputs, Peers
+from ..case import Contestant, Inputs, Peers
 from ..ops.knn import Knn, nearest
 
 PEERS = Peers()
@@ -40,7 +42,12 @@ def stock(case: Knn, x: Inputs):
     return case.task(in_float, x)
 
 
-@PEERS.peer("torch.cdist by products, topk", when=_plain)
+def _affordable(case: Knn) -> bool:
+    """On a GPU, where a reference and another of its kind have had their seconds."""
+    return _plain(case) and case.batch * case.queries * case.points <= 1 << 31
+
+
+@PEERS.peer("torch.cdist by products, topk", when=_affordable)
 def products(case: Knn, x: Inputs):
     def search(query, points, k):
         parts = []
@@ -50,6 +57,16 @@ def products(case: Knn, x: Inputs):
         return torch.cat([p.values for p in parts], 1).square(), torch.cat([p.indices for p in parts], 1)
 
     return case.task(search, x)
+
+
+@PEERS.peer(
+    "torch matmul, nothing else (a part)", when=lambda case: _plain(case) and case.dims >= 64, part=True
+)
+def product(case: Knn, x: Inputs):
+    """The GEMM that a search among descriptors rests on; the neighbours themselves outside the clock."""
+    found = case.task(nearest, x)
+    points = x["points"].mT
+    return Contestant(lambda: x["query"] @ points, view=lambda _: found.view(found.call()))
 
 
 @PEERS.peer("scipy cKDTree", needs="scipy", devices=("cpu",), when=_few_dimensions)
@@ -85,6 +102,29 @@ def faiss_flat(case: Knn, x: Inputs):
         return index.search(query, k)
 
     return case.task(lambda *given: cloud_by_cloud(one, *given), x)
+
+
+@PEERS.peer("flashlib", needs="flashlib", devices=("cuda",), when=_plain, slow_start=True)
+def flash(case: Knn, x: Inputs):
+    """Exact but for rounding: neighbours by products of matrices, then their distances from differences."""
+    from flashlib import flash_knn
+
+    return case.task(lambda query, points, k: flash_knn(query, points, k), x)
+
+
+@PEERS.peer("CuPy KDTree", needs="cupy", devices=("cuda",), when=_few_dimensions, slow_start=True)
+def cupy_tree(case: Knn, x: Inputs):
+    import cupy
+    from cupyx.scipy.spatial import KDTree
+
+    def search(query: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+            pairs = [(cupy.from_dlpack(q), cupy.from_dlpack(p)) for q, p in zip(query, points, strict=True)]
+            found = [KDTree(p).query(q, k) for q, p in pairs]
+        squared, indices = (torch.stack([torch.from_dlpack(f[i]) for f in found]) for i in (0, 1))
+        return squared.square(), indices
+
+    return replace(case.task(search, x), graph=False)
 
 
 @PEERS.peer("pykeops", needs="pykeops", when=_plain, slow_start=True)

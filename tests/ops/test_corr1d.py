@@ -66,7 +66,9 @@ def poison_lookup(inputs, value):
     changed[0, 1, y, v] = value
     touched = []
     for level in range(inputs["levels"]):
-        below = (x / 2**level).floor().unsqueeze(1) + torch.arange(-radius, radius + 1).view(-1, 1, 1)
+        below = (x / 2**level).floor().unsqueeze(1) + torch.arange(-radius, radius + 1, device=x.device).view(
+            -1, 1, 1
+        )
         exists = v >> level < changed.shape[3] >> level
         touched.append(exists & ((below == v >> level) | (below + 1 == v >> level)))
     touched = torch.cat(touched, 1)

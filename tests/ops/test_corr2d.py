@@ -71,9 +71,9 @@ def steps(inputs, name):
 
 def window_meets(coords, level, radius, entry):
     """``[B, (2 * radius + 1)**2, H, W]``: whether a value of the window of a level is blended from an entry."""
-    near = []
+    near, steps = [], torch.arange(-radius, radius + 1, device=coords.device).view(-1, 1, 1)
     for places, at in zip(coords.unbind(1), (entry[1], entry[0]), strict=True):
-        below = (places / 2**level).floor().unsqueeze(1) + torch.arange(-radius, radius + 1).view(-1, 1, 1)
+        below = (places / 2**level).floor().unsqueeze(1) + steps
         near.append((below == at) | (below + 1 == at))
     return (near[0].unsqueeze(2) & near[1].unsqueeze(1)).flatten(1, 2)
 

@@ -57,7 +57,7 @@ def invalid(inputs):
         wrong("rank", ValueError, "indptr", "[N + 1]", indptr=indptr[None]),
         wrong("no entry", ValueError, "indptr", "[N + 1]", "[0]", indptr=indptr[:0]),
         wrong("start", ValueError, "indptr", "from 0 to", indptr=indptr.clamp(min=1)),
-        wrong("end", ValueError, "indptr", f"E={edges}", indptr=indptr[:-1]),
+        wrong("end", ValueError, "indptr", f"E={edges}", indptr=indptr[:-1])._replace(by_value=True),
         wrong("falling", ValueError, "indptr", "fall", indptr=falling),
         wrong("no tensor", TypeError, "indices", "torch.Tensor", indices=None),
         wrong("dtype", TypeError, "indices", "int64", "float32", indices=indices.float()),

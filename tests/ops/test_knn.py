@@ -56,7 +56,7 @@ def near_ties(inputs, name):
     if "radius" in inputs:  # one point more or less, and all that follow move
         band = ((every - limit).abs() < 1e-4).any(-1, keepdim=True)
         return band.expand(*every.shape[:2], k)
-    far = torch.full((*every.shape[:2], 1), 1e12, dtype=torch.float64)
+    far = every.new_full((*every.shape[:2], 1), 1e12)
     row = torch.cat([-far, every.sort(-1).values, *(far * (2 + i) for i in range(k + 1))], -1)
     gaps = row.diff(dim=-1) < 1e-4
     near = (row[..., 1:-1] - limit).abs() < 1e-4

@@ -59,7 +59,7 @@ def steps(inputs, name):
         return None
     place = inputs[name].double()
     if name == "disparity":
-        place = torch.stack([place, torch.arange(place.shape[2]) - place])
+        place = torch.stack([place, torch.arange(place.shape[2], device=place.device) - place])
     near = (place.mul(1 << (LEVELS - 1)) - place.mul(1 << (LEVELS - 1)).round()).abs() < 1e-3
     return near.any(0) if name == "disparity" else near
 

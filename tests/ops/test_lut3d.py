@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import require_free
 
 import pyops
 from pyops import testing
@@ -152,11 +153,13 @@ def invalid(inputs):
             f"[{batch + 1}",
             vertices=axis.expand(batch + 1, -1, -1),
         ),
-        wrong("equal", ValueError, "vertices", "increasing", vertices=falling),
-        wrong("falling", ValueError, "vertices", "increasing", vertices=axis.flip(-1)),
-        wrong("NaN", ValueError, "vertices", "increasing", vertices=nan),
-        wrong("not up to 1", ValueError, "vertices", "from 0 to 1", vertices=short),
-        wrong("not from 0", ValueError, "vertices", "from 0 to 1", vertices=far),
+        wrong("equal", ValueError, "vertices", "increasing", vertices=falling)._replace(by_value=True),
+        wrong("falling", ValueError, "vertices", "increasing", vertices=axis.flip(-1))._replace(
+            by_value=True
+        ),
+        wrong("NaN", ValueError, "vertices", "increasing", vertices=nan)._replace(by_value=True),
+        wrong("not up to 1", ValueError, "vertices", "from 0 to 1", vertices=short)._replace(by_value=True),
+        wrong("not from 0", ValueError, "vertices", "from 0 to 1", vertices=far)._replace(by_value=True),
         wrong("name", ValueError, "interpolation", "'trilinear'", "'cubic'", interpolation="cubic"),
     ]
 
@@ -267,33 +270,27 @@ def test_strides_beyond_32_bits():
     assert torch.equal(pyops.lut3d(image, lut), pyops.lut3d(plain, lut).expand(3, -1, -1, -1))
 
 
-def free_bytes():
-    with open("/proc/meminfo") as file:
-        sizes = dict(line.split(":") for line in file)
-    return int(sizes["MemAvailable"].split()[0]) * 1024
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
 @pytest.mark.parametrize("dtype", (torch.uint8, torch.float16))
-def test_more_elements_than_32_bits(layout, dtype):
+def test_more_elements_than_32_bits(layout, dtype, device):
     """Both ends and the middle of an image of more than 2^31 values; of a float image, the gradient too."""
     side = 27_000
     needed = 3 * side * side * dtype.itemsize * (2 if dtype == torch.uint8 else 3) + 2**30
-    if free_bytes() < needed:
-        pytest.skip(f"needs {needed >> 30} GiB of free memory")
-    image = torch.empty((1, 3, side, side), dtype=dtype, memory_format=layout).zero_()
+    require_free(needed, device)
+    image = torch.empty((1, 3, side, side), dtype=dtype, memory_format=layout, device=device).zero_()
     rows = [slice(0, 2), slice(side // 2, side // 2 + 2), slice(side - 2, side)]
-    tiles = [draw_image((1, 3, 2, side), dtype, torch.Generator().manual_seed(i)) for i in range(3)]
+    draws = (draw_image((1, 3, 2, side), dtype, torch.Generator().manual_seed(i)) for i in range(3))
+    tiles = [tile.to(device) for tile in draws]
     for at, tile in zip(rows, tiles, strict=True):
         image[:, :, at] = tile
-    lut = torch.rand(3, 9, 9, 9)
+    lut = torch.rand(3, 9, 9, 9).to(device)
     result = pyops.lut3d(image, lut)
     for at, tile in zip(rows, tiles, strict=True):
         assert torch.equal(result[:, :, at], pyops.lut3d(tile, lut))
     if dtype == torch.float16:
         del result
-        upstream = torch.ones(1, dtype=dtype).expand(image.shape)
+        upstream = torch.ones(1, dtype=dtype, device=device).expand(image.shape)
         grad, _, _ = torch.ops.pyops.lut3d_backward(upstream, image, lut, None, False, True, False, False)
         for at, tile in zip(rows, tiles, strict=True):
             _, expected = gradients(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from memory import require_free
 from places import exact_places, pixel_centres, rand
 from transforms import Recorder
 
@@ -197,36 +198,29 @@ def test_strides_beyond_32_bits(antialias):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def free_bytes():
-    with open("/proc/meminfo") as file:
-        sizes = dict(line.split(":") for line in file)
-    return int(sizes["MemAvailable"].split()[0]) * 1024
-
-
 @pytest.mark.slow
 @both_ways
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
 @pytest.mark.parametrize("dtype", (torch.uint8, torch.float16))
-def test_images_of_more_elements_than_32_bits(antialias, layout, dtype):
+def test_images_of_more_elements_than_32_bits(antialias, layout, dtype, device):
     """Both ends and the middle of an image of more than 2^31 values; of a float image, the gradient too."""
     side = 27_000
     needed = 3 * side * side * dtype.itemsize * (1 if dtype == torch.uint8 else 2) + 2**30
-    if free_bytes() < needed:
-        pytest.skip(f"needs {needed >> 30} GiB of free memory")
-    image = torch.empty((1, 3, side, side), dtype=dtype, memory_format=layout).zero_()
-    local = pixel_centres(4, False, torch.float64)[None]
+    require_free(needed, device)
+    image = torch.empty((1, 3, side, side), dtype=dtype, memory_format=layout, device=device).zero_()
+    local = pixel_centres(4, False, torch.float64)[None].to(device)
     blocks = [slice(at, at + 4) for at in (0, side // 2, side - 4)]
     options = dict(padding_mode="border", antialias=antialias)
     flags = (False, True, antialias, True, False, False)
     for block in blocks:
-        tile = (rand(1, 3, 4, 4) * 255).to(dtype)
+        tile = (rand(1, 3, 4, 4) * 255).to(device, dtype)
         image[:, :, block, block] = tile
-        there = pixel_centres(side, False, torch.float64)[None, block]
+        there = pixel_centres(side, False, torch.float64)[None, block].to(device)
         result = pyops.separable_grid_sample(image, there, there, **options)
         assert torch.equal(result, pyops.separable_grid_sample(tile, local, local, **options))
         if dtype == torch.float16:
             backward = torch.ops.pyops.separable_grid_sample_backward
-            upstream = torch.randn(1, 3, 4, 4).half()
+            upstream = torch.randn(1, 3, 4, 4).to(device, torch.half)
             expected, _, _ = backward(upstream, tile, local, local, *flags)
             grad, _, _ = backward(upstream, image, there, there, *flags)
             for other in blocks:
@@ -237,13 +231,12 @@ def test_images_of_more_elements_than_32_bits(antialias, layout, dtype):
 @pytest.mark.slow
 @both_ways
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
-def test_results_of_more_elements_than_32_bits(antialias, layout):
+def test_results_of_more_elements_than_32_bits(antialias, layout, device):
     """A small image at 2^31 places and more: both ends and the middle are what they are by themselves."""
     side = 27_000
-    if free_bytes() < 4 * 2**30:
-        pytest.skip("needs 4 GiB of free memory")
-    image = (rand(1, 3, 50, 60) * 255).byte().contiguous(memory_format=layout)
-    x, y = torch.linspace(-1.1, 1.1, side)[None], torch.linspace(1, -1, side)[None]
+    require_free(4 * 2**30, device)
+    image = (rand(1, 3, 50, 60) * 255).byte().to(device).contiguous(memory_format=layout)
+    x, y = (torch.linspace(*ends, side, device=device)[None] for ends in ((-1.1, 1.1), (1, -1)))
     result = pyops.separable_grid_sample(image, x, y, antialias=antialias)
     for at in (0, side // 2, side - 6):
         rows = slice(max(at - 1, 0), at + 7)  # a neighbour more, for the bounds of cells
