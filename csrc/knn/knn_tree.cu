@@ -10,14 +10,17 @@
 //
 // Queries are taken in the order of a tree, so that those of a block walk through the same boxes and leaves.
 //
-// Cost, with D = 3 and k = 16 in 32 clouds of 32,768 points, their own queries: the ball of the 16 nearest meets about
-// 8 leaves of 32 points, hence some 250 distances and 100 boxes a query, 3 GFLOP in all, where all pairs take 275. A
-// warp issues about 130 instructions to the first bound (root, node, first leaf and its sort), 35 a leaf, 25 a node, 150
-// for each merge, of which there are two: 700 to 800 a query, hence 0.8e9, which 132 multiprocessors that issue four at
-// 1.7 GHz take 0.9 ms for, and 1.2 to 1.4 at two thirds of that. It reads 7 KB a query, 7.6 GB, most of it from L1; the
-// tree is 17 MB and stays in L2, the results are 201 MB, 0.04 ms. Building: one sort of 2^20 keys of 32 bits (0.08 ms),
-// 84 steps in shared memory of 64 KB each and 35 passes of shuffles a chunk of 4096, two chunks a multiprocessor at a
-// time (0.06 ms), seven launches (0.03 ms). By this arithmetic 1.4 to 1.6 ms on an H200, of which none was measured.
+// Cost, with D = 3 and k = 16 in 32 clouds of 32,768 points, their own queries, by counts: 7.4 leaves of 1024 a query
+// where points are uniform, 6.5 in clusters, 36 where one point is so far away that all others share a step of the first
+// divisions. So some 240 distances and 100 boxes, 3 GFLOP in all, where all pairs take 275. By arithmetic, not measured:
+// a warp issues about 130 instructions to the first bound (root, node, first leaf and its sort), 35 a leaf, 25 a node,
+// 150 for each merge, of which there are two: 700 to 800 a query, 0.8e9 in all, for which an H200 (132 multiprocessors,
+// four instructions at 1.7 GHz) takes 0.9 ms, and 1.2 to 1.4 at two thirds of that. It reads 7 KB a query, most of it
+// from L1; the trees are 18 MB and stay in L2, the results are 201 MB, 0.04 ms. Building: one sort of 2^20 keys of 32
+// bits, 0.08 ms; in chunks 84 steps in shared memory of 32 KB each and 35 passes of shuffles, two chunks a
+// multiprocessor at a time, 0.06 ms; seven launches, 0.03 ms. Together 1.4 to 1.6 ms.
+#include <utility>
+
 #include "knn_tree.cuh"
 
 namespace pyops::knn {
@@ -118,8 +121,9 @@ struct Walk {
 };
 
 template <int kDims, bool kRegisters, class T>
-__global__ void __launch_bounds__(kMostThreads, 4) nearest_by_tree(const __grid_constant__ Tree tree, const uint32_t* order, const Cloud<const T> query,
-                                const Counts queries, const Sizes s, const Output<T> out) {
+__global__ void __launch_bounds__(kMostThreads, 4)
+    nearest_by_tree(const __grid_constant__ Tree tree, const uint32_t* order, const Cloud<const T> query,
+                    const Counts queries, const Sizes s, const Output<T> out) {
   PYOPS_DYNAMIC_SHARED(Word, memory);
   const int warps = int(blockDim.x) / kWarp, warp = int(threadIdx.x) / kWarp;
   Word* const own = memory + warp * words_of(s.room);

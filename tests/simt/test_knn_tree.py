@@ -1,4 +1,4 @@
-"""Nearest neighbours by trees on CUDA: the bits of the definition for clouds of any kind, and how little is looked at."""
+"""Nearest neighbours by trees on CUDA: the bits of the definition for clouds of any kind, and how little is read."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def queries_of(points, count):
 
 def assert_same_bits(query, points, k, counts=(None, None), limit=math.inf):
     found = torch.ops.pyops_simt.knn(query, points, k, *counts, limit * limit)
-    expected = reference.knn(
-        query, points, k, query_lengths=counts[0], lengths=counts[1], max_radius=limit
-    )
+    expected = reference.knn(query, points, k, query_lengths=counts[0], lengths=counts[1], max_radius=limit)
     assert torch.equal(found[1], expected.indices) and torch.equal(found[0], expected.squared_distances)
 
 
@@ -134,12 +132,12 @@ def test_order_of_threads(trees, k):
         assert_same_bits(points[:, :3] * 0, points * 0, k)
 
 
-@pytest.mark.parametrize("kind", ("uniform", "clustered", "outlier", "duplicated", "collinear", "equal", "lattice"))
+@pytest.mark.parametrize("kind", KINDS)
 def test_few_leaves_are_looked_at(trees, kind):
-    """Of 1024 in all. Without the indices in the keys of boxes, equal points would be looked at all."""
+    """Of 1024 in all, for 15 queries. Without the indices in the keys of boxes, equal points would be looked at all."""
     points = points_of(kind, 32_768, 3)[None]
     assert_same_bits(points[:, ::2185], points, 16)
-    assert trees.pyops_simt_knn_leaves() < 15 * 30
+    assert trees.pyops_simt_knn_leaves() < 15 * (60 if kind == "outlier" else 25)
 
 
 def test_small_clouds_have_no_tree(emulator):
