@@ -1,10 +1,9 @@
-// Nearest neighbours on CUDA: a warp for each query, points of the cloud through shared memory.
+// Nearest neighbours on CUDA: a warp for each query, points of the cloud through shared memory; large clouds of few
+// dimensions go into trees instead (knn_tree.cu).
 //
 // The queries of a block belong to one cloud. A tile of points is rows of coordinates, so that lanes read neighbours;
 // with more than kMostStaged dimensions it holds 32 points, and comes in parts.
-#include "../common/pixel.h"
-#include "knn_args.h"
-#include "knn_select.cuh"
+#include "knn_tree.cuh"
 
 namespace pyops::knn {
 namespace {
@@ -17,17 +16,6 @@ struct Sizes {
   int64_t batch, queries, blocks;  // of queries, for each cloud
   int dims, part, tile, k, room;   // dimensions of a part, points of a tile
   float limit;
-};
-
-template <class T>
-struct Output {
-  T* distances;
-  int64_t* indices;
-
-  __device__ __forceinline__ void put(int64_t at, float distance, int64_t index) const {
-    distances[at] = encode<T, float>(distance);
-    indices[at] = index;
-  }
 };
 
 // Calls visit(distance, point) for every point of the cloud, by all lanes of a warp, in the order of the points, until
@@ -83,7 +71,7 @@ template <int kDims, bool kRegisters, class T>
 __global__ void nearest(const Cloud<const T> points, const Cloud<const T> query, const Counts queries,
                         const Counts counts, const Sizes s, const Output<T> out) {
   PYOPS_DYNAMIC_SHARED(Word, memory);
-  const int warps = int(blockDim.x) / kWarp, warp = int(threadIdx.x) / kWarp, lane = lane_of();
+  const int warps = int(blockDim.x) / kWarp, warp = int(threadIdx.x) / kWarp;
   float* const tile = reinterpret_cast<float*>(memory + 2 * s.room * warps);
   float* const asked = tile + s.part * s.tile + warp * s.part;
   for (int64_t item = blockIdx.x; item < s.batch * s.blocks; item += gridDim.x) {
@@ -92,18 +80,9 @@ __global__ void nearest(const Cloud<const T> points, const Cloud<const T> query,
     Selection<kRegisters> best(memory + 2 * s.room * warp, s.room, s.k, s.limit);
     for_points<kDims>(
         points, query, s, b, m, counts.of(b), tile, asked,
-        [&](float distance, int64_t point) {
-          best.offer(distance <= s.limit ? Word(__float_as_uint(distance)) << 32 | Word(uint32_t(point)) : kNothing);
-        },
-        [] { return 0; });
+        [&](float distance, int64_t point) { best.offer(distance, uint32_t(point), s.limit); }, [] { return 0; });
     best.finish();
-    if (place >= s.queries) continue;
-    for (int i = lane; i < s.k; i += kWarp) {
-      const Word key = best.key(i);
-      const bool found = key != kNothing;
-      out.put((b * s.queries + place) * s.k + i, __uint_as_float(found ? uint32_t(key >> 32) : 0x7f800000u),
-              found ? int64_t(uint32_t(key)) : int64_t(-1));
-    }
+    if (place < s.queries) put_best(out, (b * s.queries + place) * s.k, best);
   }
 }
 
@@ -138,10 +117,7 @@ Sizes sizes_for(const Problem& p, double limit, int warps) {
   s.dims = int(p.dims), s.k = int(p.k);
   s.part = std::min(s.dims, kMostStaged);
   s.tile = s.dims > kMostStaged ? kWarp : std::min(kMostPoints, kTile / s.dims / kWarp * kWarp);
-  s.room = kWarp;
-  while (s.room < s.k) s.room *= 2;
-  if (s.k > kWarp) s.room = std::max(s.room, 2 * kWarp);
-  s.limit = float(std::min(limit, double(std::numeric_limits<float>::max())));
+  s.room = room_for(p.k), s.limit = finite_limit(limit);
   return s;
 }
 
@@ -153,7 +129,9 @@ int64_t shared_bytes(const Sizes& s, int warps, bool keys) {
 template <class T>
 void run(const Problem& p, const Tensor& query, const Tensor& points, const Counts& queries, const Counts& counts,
          double limit, const Output<T>& out, cudaStream_t stream) {
-  const int warps = p.k <= 128 ? 8 : (p.k <= 512 ? 4 : 2);
+  // The one place where searches part: large clouds of few dimensions, and all others.
+  if (wants_tree(p)) return search_trees<T>(p, query, points, queries, counts, limit, out, stream);
+  const int warps = warps_for(p.k);
   const Sizes s = sizes_for(p, limit, warps);
   const auto start = [&](auto kernel) {
     launch("knn", kernel, blocks_for(s.batch * s.blocks, 1), warps * kWarp, shared_bytes(s, warps, true), stream,

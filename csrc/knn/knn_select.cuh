@@ -4,10 +4,26 @@
 // sorted and merged into the best by a bitonic network: in registers, a key a lane, up to k = 32, else in shared memory.
 #pragma once
 
+#include <algorithm>
+#include <limits>
+
 #include "../common/launch.cuh"
+#include "../common/pixel.h"
 #include "knn.h"
 
 namespace pyops::knn {
+
+template <class T>
+struct Output {
+  T* distances;
+  int64_t* indices;
+
+  __device__ __forceinline__ void put(int64_t at, float distance, int64_t index) const {
+    distances[at] = encode<T, float>(distance);
+    indices[at] = index;
+  }
+};
+
 namespace {
 
 using Word = unsigned long long;
@@ -19,12 +35,19 @@ constexpr Word kNothing = ~Word(0);
 __device__ __forceinline__ int lane_of() { return int(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int before_lane(unsigned mask) { return __popc(mask & ((1u << lane_of()) - 1)); }
 
-__device__ __forceinline__ Word smaller(Word a, Word b) { return a < b ? a : b; }
-__device__ __forceinline__ Word greater(Word a, Word b) { return a < b ? b : a; }
+template <class K>
+__device__ __forceinline__ K smaller(K a, K b) {
+  return a < b ? a : b;
+}
+template <class K>
+__device__ __forceinline__ K greater(K a, K b) {
+  return a < b ? b : a;
+}
 
 // One step of a network: lanes `stride` apart keep the smaller key in the lower lane, or the other way round.
-__device__ __forceinline__ Word exchange(Word key, int stride, bool ascending) {
-  const Word other = __shfl_xor_sync(kAll, key, stride);
+template <class K>
+__device__ __forceinline__ K exchange(K key, int stride, bool ascending) {
+  const K other = __shfl_xor_sync(kAll, key, stride);
   const bool lower = (lane_of() & stride) == 0;
   return lower == ascending ? smaller(key, other) : greater(key, other);
 }
@@ -94,6 +117,10 @@ struct Selection {
     count = 0;
   }
 
+  __device__ __forceinline__ void offer(float distance, uint32_t point, float limit) {
+    offer(distance <= limit ? Word(__float_as_uint(distance)) << 32 | Word(point) : kNothing);
+  }
+
   // After finish(): key i of the k.
   __device__ __forceinline__ Word key(int i) const { return kRegisters ? best : memory[i]; }
 
@@ -121,6 +148,26 @@ struct Selection {
     __syncwarp();
   }
 };
+
+// The k of a warp, finished, from `at` on.
+template <bool kRegisters, class T>
+__device__ __forceinline__ void put_best(const Output<T>& out, int64_t at, const Selection<kRegisters>& best) {
+  for (int i = lane_of(); i < best.k; i += kWarp) {
+    const Word key = best.key(i);
+    const bool found = key != kNothing;
+    out.put(at + i, __uint_as_float(found ? uint32_t(key >> 32) : 0x7f800000u), found ? int64_t(uint32_t(key)) : -1);
+  }
+}
+
+// Words of memory for a warp that selects k.
+inline int room_for(int64_t k) {
+  int room = kWarp;
+  while (room < k) room *= 2;
+  return k > kWarp ? std::max(room, 2 * kWarp) : room;
+}
+
+// The greatest distance of a neighbour.
+inline float finite_limit(double limit) { return float(std::min(limit, double(std::numeric_limits<float>::max()))); }
 
 }  // namespace
 }  // namespace pyops::knn

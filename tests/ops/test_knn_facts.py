@@ -81,6 +81,14 @@ def test_dtypes_and_sizes(shape, dtype):
     assert_equals_definition(query, points, k)
 
 
+@pytest.mark.parametrize("offset", (0, 200))
+def test_every_number_of_dimensions(offset):
+    for dims in (*range(1, 65), 128, 1024, 4096):
+        generator = torch.Generator().manual_seed(dims)
+        points = torch.randn(1, 90 if dims < 65 else 400, dims, generator=generator) + offset
+        assert_equals_definition(points[:, ::29] + 0.1, points, 7)
+
+
 @BACKENDS
 def test_ties_go_to_the_lowest_index(backend):
     points = torch.tensor([[[1.0, 0], [0, 1], [-1, 0], [0, -1], [0, 0], [1, 0], [0, 0]]])

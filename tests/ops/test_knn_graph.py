@@ -6,6 +6,8 @@ import contract
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import pyops
 from pyops import reference, testing
@@ -162,6 +164,33 @@ def test_gradients_on_a_gpu_are_the_same(dtype):
     expected = torch.ops.pyops.edge_lengths_backward(*args)
     assert_close(layer._lengths_backward(*args), expected, rtol=tolerance, atol=tolerance)
     assert_close(layer._lengths(*args[1:]), graph.weights, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that a result of any operator has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves(result):
+            if isinstance(t, torch.Tensor):
+                self.elements = max(self.elements, t.untyped_storage().nbytes() // t.element_size())
+        return result
+
+
+def test_no_matrix_of_all_pairs_on_a_gpu():
+    """What a GPU runs holds some numbers for each edge, 2 k of which a point has at most."""
+    count, k = 3000, 6
+    x = torch.rand(count, 3)
+    graph = pyops.knn_graph(x, k)
+    with Largest() as largest:
+        neighbours = torch.ops.pyops.knn(x[None], x[None], k + 1, None, None, float("inf"))[1][0]
+        indptr, indices = layer._union(neighbours)
+        layer._lengths(x, indptr, indices)
+        layer._lengths_backward(torch.ones(len(indices)), x, indptr, indices)
+    assert torch.equal(indices, graph.indices)
+    assert 2 * k * count <= largest.elements <= 6 * k * count
 
 
 def test_gradients_do_not_depend_on_threads():
