@@ -23,7 +23,7 @@ except ImportError:
     sys.exit("pyops: torch is missing; install torch>=2.11 first, then: pip install --no-build-isolation .")
 if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 11):
     sys.exit(f"pyops: torch {torch.__version__} is too old; install torch>=2.11.")
-if shutil.which(os.environ.get("CXX", "c++")) is None:
+if shutil.which((os.environ.get("CXX") or "c++").split()[0]) is None:  # CXX may be "ccache g++"
     sys.exit("pyops: no C++ compiler found; install g++ (Debian: apt-get install g++) or set CXX to one.")
 
 ROOT = os.path.dirname(os.path.abspath(__file__))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .gaze_loss import laid_over
 from .isomap import Isomap, Matrix
-from .sphere_alignment import SphereAlignment, angular_error
+from .sphere_alignment import SphereAlignment, angular_error, require_directions
 
 
 class GeodesicProjection(RegressorMixin, BaseEstimator):
@@ -59,11 +59,19 @@ class GeodesicProjection(RegressorMixin, BaseEstimator):
         self.ops = ops
 
     def fit(self, X: Matrix, y: Matrix) -> GeodesicProjection:
-        """Embeds features ``X [N, D]`` and aligns them with their gaze ``y [N, 3]``, unit vectors."""
+        """Embeds features ``X [N, D]`` and aligns them with their gaze ``y [N, 3]``, of any length but 0."""
+        if y is None:
+            raise ValueError("y must be gaze [N, 3], got None")
+        gaze = torch.as_tensor(y)
+        if gaze.shape != (len(X), 3):
+            raise ValueError(
+                f"y must be [N, 3] with as many rows as X, {len(X)}, got shape {list(gaze.shape)}"
+            )
+        require_directions("y", gaze)
         self.isomap_ = self._isomap().fit(X)
         self.embedding_ = self.isomap_.embedding_
         self.n_features_in_ = self.isomap_.n_features_in_
-        gaze, places = torch.as_tensor(y), torch.as_tensor(self.embedding_)
+        places = torch.as_tensor(self.embedding_)
         self.alignment_ = SphereAlignment().to(places).fit(places, gaze.to(places))
         self._X = X
         return self

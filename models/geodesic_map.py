@@ -11,6 +11,8 @@ from torch import Tensor
 import pyops
 
 _AT_ONCE = 1024  # columns
+MOST_NEIGHBORS = 1023  # that `pyops.knn_graph` finds
+_CURVE_BITS = 10  # of a coordinate along the curve
 
 
 class GeodesicMap(NamedTuple):
@@ -60,15 +62,16 @@ def isomap_embedding(
 
     Args:
         x: ``[N, D]``, float32 or float64.
-        n_neighbors: of each point, from 1 to N - 1.
+        n_neighbors: of each point, from 1 to N - 1 and at most 1023.
         n_components: dimensions of the embedding.
-        landmarks: int64 ``[L]``, points to scale; None for all.
+        landmarks: int64 ``[L]``, points to scale, at least ``n_components`` of them; None for all.
 
     Returns:
         ``[N, n_components]``.
 
     Raises:
-        ValueError: the graph is not connected, or a size is wrong.
+        TypeError: an argument is of another type or dtype.
+        ValueError: the graph is not connected, a size is wrong, or a landmark is no point.
 
     Example:
         >>> import torch
@@ -80,6 +83,7 @@ def isomap_embedding(
     Source: Tenenbaum, de Silva and Langford, A global geometric framework for nonlinear dimensionality reduction,
     Science 290, 2000.
     """
+    _check(x, n_neighbors, n_components, landmarks)
     graph = ops.knn_graph(x, n_neighbors)
     distances = ops.geodesic_distances(graph, landmarks)
     if bool(distances[:1].isinf().any()):
@@ -89,6 +93,57 @@ def isomap_embedding(
     if landmarks is None:
         return ops.classical_mds(distances, n_components).embedding
     return GeodesicMap.of(distances[:, landmarks], n_components, ops).place(distances.mT)
+
+
+def _check(x: Tensor, n_neighbors: int, n_components: int, landmarks: Tensor | None) -> None:
+    """What the operators would refuse by names of their own."""
+    if isinstance(x, Tensor) and x.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"x must be float32 or float64, got {x.dtype}")
+    if landmarks is not None:
+        if not isinstance(landmarks, Tensor):
+            raise TypeError(f"landmarks must be a torch.Tensor or None, got {type(landmarks).__name__}")
+        if landmarks.dtype != torch.int64:
+            raise TypeError(f"landmarks must be int64, got {landmarks.dtype}")
+        if landmarks.dim() != 1:
+            raise ValueError(f"landmarks must be [L], got shape {list(landmarks.shape)}")
+    for name, value in (("n_neighbors", n_neighbors), ("n_components", n_components)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not isinstance(x, Tensor) or x.dim() != 2 or len(x) < 2:
+        return  # to be refused by the operators
+    if n_neighbors > min(len(x) - 1, MOST_NEIGHBORS):
+        raise ValueError(
+            f"n_neighbors must be below the {len(x)} points and at most {MOST_NEIGHBORS}, got {n_neighbors}"
+        )
+    scaled = len(x) if landmarks is None else len(landmarks)
+    if n_components > scaled:
+        raise ValueError(
+            f"n_components must be at most the {scaled} points that are scaled, got {n_components}"
+        )
+    if landmarks is not None and x.device.type == "cpu":  # a GPU would have to be waited for
+        low, high = (int(value) for value in landmarks.aminmax())
+        if low < 0 or high >= len(x):
+            raise ValueError(f"landmarks must be from 0 to N - 1 = {len(x) - 1}, got {low} to {high}")
+
+
+def along_curve(places: Tensor) -> Tensor:
+    """An order of places ``[M, d]`` in which those after each other lie near each other, by their first coordinates.
+
+    Source: Morton, A computer oriented geodetic data base and a new technique in file sequencing, 1966.
+    """
+    if len(places) == 0:
+        return torch.arange(0, device=places.device)
+    some = places[:, :3]
+    low, high = some.amin(0), some.amax(0)
+    extent = (high - low).clamp_min(torch.finfo(some.dtype).tiny)
+    steps = ((some - low) / extent * (2**_CURVE_BITS - 1)).long()
+    code = torch.zeros_like(steps[:, 0])
+    for bit in range(_CURVE_BITS):
+        for axis in range(some.shape[1]):
+            code |= ((steps[:, axis] >> bit) & 1) << (bit * some.shape[1] + axis)
+    return code.argsort()
 
 
 def connected_graph(x: Tensor, n_neighbors: int, disconnected: str, ops: Any = pyops) -> pyops.Graph:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import pyops
 
-from .geodesic_map import GeodesicMap, connected_graph
+from .geodesic_map import MOST_NEIGHBORS, GeodesicMap, along_curve, connected_graph
 from .memory_plan import SOURCES, free_memory, memory_plan, require_memory
 
 Matrix = Any  # a tensor, or what scikit-learn takes for an array
@@ -31,7 +31,7 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     gradients see `pyops.models.isomap_embedding`.
 
     Args:
-        n_neighbors: of each point, itself left out.
+        n_neighbors: of each point, itself left out; up to 1023.
         n_components: dimensions of the embedding.
         disconnected: what to do where the graph of neighbours falls apart: "join" the closest points of any two
             parts, with a warning, as scikit-learn does, or "raise".
@@ -107,12 +107,14 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         x = self._points(X, reset=False)
         near = self._ops.knn(x[None], self._x[None], self.n_neighbors)
-        lengths, indices = near.squared_distances[0].sqrt().split(_AT_ONCE), near.indices[0].split(_AT_ONCE)
-        placed = [
-            self._map.place_squares(self._ops.min_plus_gather(edges, places, self._rows).square_())
-            for edges, places in zip(lengths, indices, strict=True)
-        ]
-        return _like(X, torch.cat(placed))
+        # Points that lie near each other share neighbours, whose distances then come from a cache.
+        order = along_curve(torch.as_tensor(self.embedding_, device=x.device)[near.indices[0, :, 0]])
+        lengths, indices = near.squared_distances[0, order].sqrt(), near.indices[0, order]
+        placed = x.new_empty(len(x), self.n_components)
+        for some, edges, places in zip(*(t.split(_AT_ONCE) for t in (order, lengths, indices)), strict=True):
+            reached = self._ops.min_plus_gather(edges, places, self._rows)
+            placed[some] = self._map.place_squares(reached.square_())
+        return _like(X, placed)
 
     def reconstruction_error(self) -> float:
         """How far the distances in the embedding are from the geodesic ones: the Frobenius norm of what the embedding
@@ -197,6 +199,8 @@ class Isomap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if self.n_neighbors >= n:
             raise ValueError(f"n_neighbors must be less than n_samples = {n}, got {self.n_neighbors}")
+        if self.n_neighbors > MOST_NEIGHBORS:
+            raise ValueError(f"n_neighbors must be at most {MOST_NEIGHBORS}, got {self.n_neighbors}")
         if self.disconnected not in ("join", "raise"):
             raise ValueError(f'disconnected must be "join" or "raise", got {self.disconnected!r}')
 
@@ -273,6 +277,10 @@ class LandmarkIsomap(Isomap):
     _counts = (*Isomap._counts, "n_landmarks")
 
     def _choose(self, n: int) -> Tensor:
+        if self.n_landmarks < self.n_components:
+            raise ValueError(
+                f"n_landmarks must be at least n_components = {self.n_components}, got {self.n_landmarks}"
+            )
         order = check_random_state(self.random_state).permutation(n)
         self.landmarks_ = np.sort(order[: self.n_landmarks])
         return torch.from_numpy(self.landmarks_)

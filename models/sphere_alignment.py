@@ -7,6 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+# Radians, by the square of a logarithm of a scale: next to nothing for a sphere, more than what noisy features gain by
+# a center so far off that they lie on a plane, where a sphere is what they are to be trained towards.
+_FLATNESS = 0.003
+
 
 class Sphere(NamedTuple):
     center: Tensor  # [3]
@@ -63,23 +67,33 @@ class SphereAlignment(nn.Module):
         return self.radius * unit @ self.rotation + self.center
 
     def fit(self, embedding: Tensor, gaze: Tensor, steps: int = 200) -> SphereAlignment:
-        """Finds the ten numbers that make the mean angle between prediction and ``gaze [N, 3]`` least.
+        """Finds the ten numbers that make the mean angle between prediction and ``gaze [N, 3]`` least, with scales that
+        stay near 1 or -1 where that costs nearly nothing.
 
         The sphere comes from linear least squares, the rotation from the orthogonal problem of Procrustes (for both
-        sides from which a sphere can be seen), and from the better of the two L-BFGS goes on.
+        sides from which a sphere can be seen); L-BFGS takes a tenth of the steps from both and goes on from the better.
 
         Raises:
-            ValueError: shapes differ, or are not ``[N, 3]`` with N of at least 4.
+            ValueError: shapes differ, or are not ``[N, 3]`` with N of at least 4; a number is not finite; a gaze has no
+                direction, or all features are embedded in one place.
         """
         if embedding.shape != gaze.shape or gaze.dim() != 2 or gaze.shape[1] != 3 or len(gaze) < 4:
             raise ValueError(
                 "embedding and gaze must be [N, 3] of one shape, N at least 4, "
                 f"got {list(embedding.shape)} and {list(gaze.shape)}"
             )
+        require_directions("gaze", gaze)
+        if not bool(embedding.isfinite().all()):
+            raise ValueError("embedding must be finite, and is not")
+        if bool((embedding == embedding[0]).all()):
+            raise ValueError("embedding must have different places, got one")
         e, y = embedding.detach().double(), nn.functional.normalize(gaze.detach().double(), dim=1)
         sphere = fit_sphere(e)
-        found = [_refined(e, y, _start(e, y, sphere, side), steps) for side in (1.0, -1.0)]
-        _, numbers = min(found, key=lambda pair: pair[0])
+        few = max(1, steps // 10)
+        found = [_refined(e, y, _start(e, y, sphere, side), few) for side in (1.0, -1.0)]
+        error, numbers = min(found, key=lambda pair: pair[0])
+        if steps > few:
+            _, numbers = min((error, numbers), _refined(e, y, numbers, steps - few), key=lambda pair: pair[0])
         with torch.no_grad():
             for parameter, value in zip(self.parameters(), numbers.split([3, 3, 2, 2]), strict=True):
                 parameter.copy_(value)
@@ -121,6 +135,14 @@ def directions(yaw: Tensor, pitch: Tensor) -> Tensor:
     return torch.stack([pitch.cos() * yaw.sin(), pitch.sin(), pitch.cos() * yaw.cos()], -1)
 
 
+def require_directions(name: str, vectors: Tensor) -> None:
+    """Raises a ValueError unless vectors ``[N, 3]`` have directions."""
+    wrong = ~vectors.isfinite().all(1) | (vectors == 0).all(1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(f"{name} must be directions, got {vectors[row].tolist()} in row {row}")
+
+
 def _cross(v: Tensor) -> Tensor:
     x, y, z = v.unbind()
     zero = torch.zeros_like(x)
@@ -158,12 +180,13 @@ def _rotation_vector(rotation: Tensor) -> Tensor:
 def _refined(e: Tensor, y: Tensor, start: Tensor, steps: int) -> tuple[float, Tensor]:
     numbers = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([numbers], max_iter=steps, line_search_fn="strong_wolfe")
+    coordinates = e.mT.contiguous()
 
     def error() -> Tensor:
         center, turn, scale, offset = numbers.split([3, 3, 2, 2])
-        yaw, pitch = angles((e - center) @ torch.linalg.matrix_exp(_cross(turn)).mT)
+        yaw, pitch = angles(_turned(coordinates - center[:, None], turn).mT)
         predicted = directions(scale[0] * yaw + offset[0], scale[1] * pitch + offset[1])
-        return angular_error(predicted, y).mean()
+        return angular_error(predicted, y).mean() + _FLATNESS * scale.abs().log().square().sum()
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -175,3 +198,19 @@ def _refined(e: Tensor, y: Tensor, start: Tensor, steps: int) -> tuple[float, Te
         optimizer.step(closure)
     with torch.no_grad():
         return float(error()), numbers.detach()
+
+
+def _turned(p: Tensor, turn: Tensor) -> Tensor:
+    """Points ``[3, N]`` turned by a rotation vector, after Rodrigues.
+
+    For a few hundred points a product of matrices, and an exponential of one, wait longer for threads than they work.
+    """
+    angle = (turn.square().sum() + 1e-30).sqrt()  # of which a derivative exists at 0
+    half = (angle / 2).sin() / angle
+    across = _crossed(turn, p)
+    return p + angle.sin() / angle * across + 2 * half.square() * _crossed(turn, across)
+
+
+def _crossed(v: Tensor, p: Tensor) -> Tensor:
+    (x, y, z), (a, b, c) = v.unbind(), p.unbind()
+    return torch.stack([y * c - z * b, z * a - x * c, x * b - y * a])

@@ -56,7 +56,7 @@ struct PackedGraphs {
         edges(new_tensor(weights, {p.batch, p.edges, 2}, ScalarType::Int)),
         row(new_tensor(weights, {p.batch, p.edges}, ScalarType::Int)) {
     int lanes = 1;
-    while (lanes < 32 && lanes * 8 * p.vertices <= p.edges) lanes *= 2;
+    while (lanes < 32 && lanes * 4 * p.vertices <= p.edges) lanes *= 2;
     Span* const to_spans = static_cast<Span*>(spans.mutable_data_ptr());
     Edge* const to_edges = static_cast<Edge*>(edges.mutable_data_ptr());
     int32_t* const to_row = static_cast<int32_t*>(row.mutable_data_ptr());
@@ -75,17 +75,19 @@ struct Blocks {
   int64_t shared, each;  // bytes of shared memory, and of global memory for each block
   std::optional<Tensor> scratch;
 
+  static bool fits(int64_t bytes) { return bytes <= shared_memory_limit() - 1024; }
+
   template <class Kernel>
-  Blocks(Kernel kernel, const Problem& p, int lanes, int64_t bytes, const Tensor& like) {
-    constexpr int most = 512, warp = 32;
+  Blocks(Kernel kernel, const Problem& p, int lanes, int64_t bytes, const Tensor& like, int most = 512) {
+    constexpr int warp = 32;
     const int64_t wanted = ceil_div<int64_t>(p.vertices * lanes, warp) * warp;
     threads = int(wanted < most ? wanted : most);
     bytes = ceil_div<int64_t>(bytes, 16) * 16;
-    const bool fits = bytes <= shared_memory_limit() - 1024;
-    shared = fits ? bytes : 0, each = fits ? 0 : bytes;
+    const bool shares = fits(bytes);
+    shared = shares ? bytes : 0, each = shares ? 0 : bytes;
     const int64_t resident = resident_blocks(kernel, threads, shared), tasks = p.batch * p.sources;
     count = unsigned(tasks < resident ? tasks : resident);
-    if (!fits) scratch = new_tensor(like, {int64_t(count) * each}, ScalarType::Byte);
+    if (!shares) scratch = new_tensor(like, {int64_t(count) * each}, ScalarType::Byte);
   }
 
   unsigned char* memory() const { return scratch ? static_cast<unsigned char*>(scratch->mutable_data_ptr()) : nullptr; }

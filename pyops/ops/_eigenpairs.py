@@ -65,9 +65,8 @@ def _find_one(distances: Tensor, count: int) -> Tensor:
     most = min(_BLOCKS * width, points - 1)
     best, waited = torch.inf, 0
     for _ in range(_ROUNDS):
-        projected = basis.mT @ image
-        values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
-        values, vectors = values.flip(0)[:width], vectors.flip(1)[:, :width]
+        values, rotation = _small_eigenpairs(basis.mT @ image)
+        values, vectors = values[:width], rotation[:, :width]
         found, found_image = basis @ vectors, image @ vectors
         rest = found_image - found * values
         error = (rest[:, :count].norm(dim=0).max() / values.abs().max().clamp(min=1e-300)).item()
@@ -78,14 +77,19 @@ def _find_one(distances: Tensor, count: int) -> Tensor:
             break
         if basis.shape[1] + width > most:
             keep = max(count, min(2 * width, most - width))
-            rotation = torch.linalg.eigh((projected + projected.mT) / 2).eigenvectors.flip(1)[:, :keep]
-            basis, image = basis @ rotation, image @ rotation
+            basis, image = basis @ rotation[:, :keep], image @ rotation[:, :keep]
         block = _orthonormal(rest, basis)
         basis = torch.cat([basis, block], 1)
         image = torch.cat([image, _multiply(distances, block[None])[0]], 1)
     pairs = pairs[:, :count]
     pairs = torch.cat([pairs[:-1] * _reference.signs(pairs[:-1]), pairs[-1:]])
     return pairs[None].to(distances.dtype)
+
+
+def _small_eigenpairs(projected: Tensor) -> tuple[Tensor, Tensor]:
+    """In descending order. A GPU has too little to do with so few numbers, and waits for the residual anyway."""
+    values, vectors = torch.linalg.eigh(((projected + projected.mT) / 2).cpu())
+    return values.flip(0).to(projected.device), vectors.flip(1).to(projected.device)
 
 
 def _orthonormal(block: Tensor, basis: Tensor | None) -> Tensor:

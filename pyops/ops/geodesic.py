@@ -97,7 +97,7 @@ def geodesic_distances(
         from one of them, forwards and backwards: about twice to three times each edge on graphs of neighbours. One
         source after the other, by Dijkstra's algorithm, is faster for up to two sources (five in graphs of 64 edges a
         vertex and more), and where a cutoff or a small component leaves a fiftieth of the vertices in reach: "auto"
-        takes it then. CUDA keeps the distances of a source in shared memory and relaxes until nothing changes.
+        takes it then. CUDA keeps the distances of a source in shared memory and relaxes near vertices before far ones.
         Predecessors, and the gradient, which finds them again, take one more look at every edge; the gradient keeps
         nothing but the distances.
 

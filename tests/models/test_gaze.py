@@ -30,6 +30,15 @@ from torch.testing import assert_close
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What is small here waits for a second thread, on busy cores, longer than it computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def gazes(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     widest = torch.tensor([[60.0], [40.0]], dtype=dtype).deg2rad()
@@ -105,6 +114,58 @@ def test_alignment_refuses_other_shapes(places, gaze):
         SphereAlignment().fit(torch.rand(places), torch.rand(gaze))
 
 
+@pytest.mark.parametrize(
+    "row, message",
+    (
+        ([0.0, 0, 0], r"gaze must be directions, got \[0.0, 0.0, 0.0\] in row 4"),
+        ([0.0, math.nan, 1], "gaze must be directions, .* in row 4"),
+    ),
+    ids=("none", "nan"),
+)
+def test_alignment_refuses_what_is_no_direction(row, message):
+    gaze = gazes(9)
+    gaze[4] = torch.tensor(row)
+    with pytest.raises(ValueError, match=message):
+        SphereAlignment().fit(gazes(9), gaze)
+    with pytest.raises(ValueError, match=message.replace("gaze", "y")):
+        GeodesicProjection(3).fit(gazes(9), gaze)
+
+
+def test_alignment_refuses_places_without_a_sphere():
+    gaze = gazes(9)
+    with pytest.raises(ValueError, match="embedding must have different places"):
+        SphereAlignment().fit(gaze[:1].expand(9, 3), gaze)
+    with pytest.raises(ValueError, match="embedding must be finite"):
+        SphereAlignment().fit(gaze / 0, gaze)
+
+
+def test_noisy_features_are_aligned_with_a_sphere_and_no_plane():
+    """A center far off would make the error a little less, and scales of any size."""
+    torch.manual_seed(1)
+    gaze = gazes(160, 1)
+    embedded = isomap_embedding(torch.cat([gaze, 0.2 * torch.randn(160, 5, dtype=gaze.dtype)], 1), 16, 3)
+    alignment = SphereAlignment().double().fit(embedded, gaze)
+    with torch.no_grad():
+        assert 0.2 < float(alignment.scale.abs().min()) and float(alignment.scale.abs().max()) < 5
+
+
+def test_alignment_stops_where_no_small_change_is_better():
+    """Nuisances leave an error; that of the fit is the least nearby."""
+    gaze = gazes(80)
+    embedded = 2 * gaze + 0.05 * torch.randn(
+        80, 3, generator=torch.Generator().manual_seed(0), dtype=gaze.dtype
+    )
+    alignment = SphereAlignment().double().fit(embedded, gaze)
+    with torch.no_grad():
+        least = angular_error(alignment(embedded), gaze).mean()
+        for parameter in alignment.parameters():
+            for i in range(len(parameter)):
+                for step in (-0.01, 0.01):
+                    parameter[i] += step
+                    assert angular_error(alignment(embedded), gaze).mean() > least - 1e-5
+                    parameter[i] -= step
+
+
 # ---- projection ------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +203,14 @@ def test_projection_takes_arrays_and_is_copied():
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         np.testing.assert_array_equal(twin.predict(lifted(gaze).numpy()), predicted)
     assert clone(model).get_params() == model.get_params()
+
+
+@pytest.mark.parametrize(
+    "y, message", ((None, "y must be .* None"), (gazes(8), r"as many rows as X, 9, got shape \[8, 3\]"))
+)
+def test_projection_refuses_other_gaze(y, message):
+    with pytest.raises(ValueError, match=message):
+        GeodesicProjection(3).fit(gazes(9), y)
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------

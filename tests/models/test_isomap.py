@@ -169,6 +169,14 @@ def test_new_points_are_placed_in_blocks_without_a_matrix(monkeypatch):
     assert_close(expected, model._map.place(through.amin(1)), rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_new_points_may_come_in_any_order():
+    points, new = (torch.from_numpy(roll(n, seed)) for n, seed in ((300, 0), (700, 1)))
+    for components in (1, 2, 4):
+        model = Isomap(8, n_components=components).fit(points)
+        found, order = model.transform(new), torch.randperm(700)
+        assert_close(model.transform(new[order]), found[order], rtol=0, atol=1e-9 * float(found.abs().max()))
+
+
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
 
@@ -203,11 +211,6 @@ def test_gradients_are_those_of_the_definition_in_single_precision():
         torch.cdist(embedding, embedding[::3]).square().mean().backward()
         grads.append(points.grad.double())
     assert_close(grads[0], grads[1], rtol=0, atol=2e-3 * float(grads[1].abs().max()))
-
-
-def test_chain_refuses_what_is_not_connected():
-    with pytest.raises(ValueError, match="connected by its 3 nearest neighbours, and is not: use more"):
-        isomap_embedding(torch.cat([cloud(9), cloud(9) + 50]), 3, 2)
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
@@ -251,6 +254,14 @@ def test_wrong_points():
 def test_no_landmarks():
     with pytest.raises(ValueError, match="n_landmarks must be an integer of at least 1, got 0"):
         LandmarkIsomap(3, n_landmarks=0).fit(roll(30))
+    with pytest.raises(ValueError, match="n_landmarks must be at least n_components = 2, got 1"):
+        LandmarkIsomap(3, n_landmarks=1).fit(roll(30))
+
+
+@pytest.mark.parametrize("kind", (Isomap, LandmarkIsomap))
+def test_more_neighbours_than_are_found(kind):
+    with pytest.raises(ValueError, match="n_neighbors must be at most 1023, got 1024"):
+        kind(1024).fit(roll(1100))
 
 
 def test_estimators_say_what_they_need(monkeypatch):

@@ -58,8 +58,36 @@ def test_memory(emulator, size, limit):
     assert_follows_the_definition(*drawn(*size), cutoff=0.3)
 
 
-def test_more_rounds_than_stamps(emulator):
-    """A path against the order of threads, longer than the numbers of rounds that a stamp can tell apart."""
+@pytest.mark.parametrize("limit", (232448, 4096), ids=("shared", "global"))
+def test_more_vertices_at_a_time_than_the_queue_holds(emulator, limit):
+    """A star, from whose ends ways of many lengths lead to one more vertex."""
+    emulator.pyops_simt_set_shared_limit(limit)
+    ends = 1100
+    lengths = torch.rand(ends, generator=torch.Generator().manual_seed(0))
+    indptr = torch.cat([torch.tensor([0]), torch.arange(ends, 2 * ends + 1), torch.tensor([2 * ends])])
+    indices = torch.cat([torch.arange(1, ends + 1), torch.full((ends,), ends + 1)])
+    graph = indptr, indices, torch.cat([torch.ones(ends), lengths])
+    assert_follows_the_definition(*graph, torch.tensor([0]))
+
+
+def test_a_source_that_is_none(emulator):
+    """Beyond the vertices, but within the last word of bits."""
+    indptr, indices, weights, _ = drawn(40, 100, 1)
+    given = [t[None] for t in (indptr, indices, weights, torch.tensor([40, 63, -1, 2**40]))]
+    assert torch.ops.pyops_simt.geodesic_distances(*given, math.inf, "auto").isinf().all()
+
+
+@pytest.mark.parametrize("scale", (0.0, 1e-40, 1e30))
+def test_edges_of_any_length(emulator, scale):
+    """None, too short to be normal numbers, and too long to be added up."""
+    indptr, indices, weights, sources = drawn(60, 200, 3)
+    weights[::7] = 0
+    weights[1::7] *= 1e8
+    assert_follows_the_definition(indptr, indices, weights * scale, sources)
+
+
+def test_many_rounds(emulator):
+    """A path against the order of threads."""
     count = 600
     indptr = (torch.arange(count + 1) - 1).clamp(min=0)  # each vertex leads to the one before it
     graph = indptr, torch.arange(count - 1), torch.ones(count - 1)
