@@ -1,9 +1,5 @@
 // Schema of the stem, and farthest point sampling on the CPU: a thread for each cloud.
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#else
-#pragma GCC optimize("fp-contract=off")
-#endif
+#include "../common/unfused.h"
 
 #include <torch/csrc/stable/ops.h>
 

@@ -26,6 +26,13 @@ __host__ __device__ __forceinline__ float square(float v) {
   return v * v;
 #endif
 }
+#elif defined(PYOPS_UNFUSED)
+inline namespace unfused {
+template <class V>
+PYOPS_HD V square(V v) {
+  return v * v;
+}
+}  // namespace unfused
 #elif defined(__clang__)
 template <class V>
 PYOPS_HD V square(V v) {
