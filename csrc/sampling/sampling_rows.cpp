@@ -1,8 +1,8 @@
 // The row functions of sampling_rows.h: those on floats once for each instruction set, those on doubles plainly.
 #include "sampling_rows.h"
 
+#include "../common/elements.h"
 #include "../common/pixel.h"
-#include "../common/simd.h"
 
 namespace pyops::sampling {
 namespace {
@@ -170,12 +170,16 @@ PYOPS_HD double add_and_step(float* sum, float weight, const float* row, const f
         simd::store(sum + at, (fresh ? zero : simd::load<f32x8>(sum + at)) + w * value);
         part[half] += (value - simd::load<f32x8>(before + at)) * simd::load<f32x8>(other + at);
       }
-    float rest = 0;
-    for (; i < last; ++i) {
-      sum[i] = (fresh ? 0.f : sum[i]) + weight * row[i];
-      rest += (row[i] - before[i]) * other[i];
+    // Vectors here too: of a loop over numbers there would be two forms, for rows that may overlap and for others, which
+    // round differently, so that results would depend on where memory lies.
+    for (int64_t count; i < last; i += count) {
+      count = std::min<int64_t>(8, last - i);
+      const auto at = [&](const float* p) PYOPS_INLINED { return simd::load_elements<float, float>(p + i, count); };
+      const f32x8 value = at(row);
+      part[0] += (value - at(before)) * at(other);
+      simd::store_elements<float, float>(sum + i, (fresh ? zero : at(sum)) + w * value, count);
     }
-    steps += total_of(part[0] + part[1]) + rest;
+    steps += total_of(part[0] + part[1]);
   }
   return steps;
 }
