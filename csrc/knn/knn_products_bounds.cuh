@@ -1,7 +1,7 @@
 // Bounds of distances by products of matrices on CUDA.
 //
 // About a centre c, with x and y the query and the point less c, |q - p|^2 = |x|^2 + |y|^2 - 2 x y. How far what is
-// computed is from the distance as the definition rounds it, with u = 2^-24, X = |x|^2 and Y = |y|^2, each as a share of
+// computed is from the distance as the definition rounds it, with u = 2^-24, X = |x|^2 and Y = |y|^2, as a share of
 // X + Y:
 //
 //     factors in TF32, cut after ten bits (torch may be allowed to)     2^-9

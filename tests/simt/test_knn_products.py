@@ -128,7 +128,7 @@ def test_few_distances_are_computed(products):
     """Of 3000 a query: what TF32 cannot tell from the neighbours."""
     points = points_of("random", 3000, 256)[None]
     assert_same_bits(points[:, ::300] + 0.1, points, 10)
-    assert distances_computed(products) <= 10 * 64
+    assert distances_computed(products) <= 10 * 20
 
 
 def test_all_distances_are_computed_where_bounds_say_nothing(products):
