@@ -1,8 +1,9 @@
 // Nearest neighbours on CUDA: a warp for each query, points of the cloud through shared memory; large clouds of few
-// dimensions go into trees instead (knn_tree.cu).
+// dimensions go into trees instead (knn_tree.cu), those of many dimensions into products of matrices (knn_products.cu).
 //
 // The queries of a block belong to one cloud. A tile of points is rows of coordinates, so that lanes read neighbours;
 // with more than kMostStaged dimensions it holds 32 points, and comes in parts.
+#include "knn_products.cuh"
 #include "knn_tree.cuh"
 
 namespace pyops::knn {
@@ -129,8 +130,9 @@ int64_t shared_bytes(const Sizes& s, int warps, bool keys) {
 template <class T>
 void run(const Problem& p, const Tensor& query, const Tensor& points, const Counts& queries, const Counts& counts,
          double limit, const Output<T>& out, cudaStream_t stream) {
-  // The one place where searches part: large clouds of few dimensions, and all others.
+  // The one place where searches part: large clouds of few dimensions, of many, and all others.
   if (wants_tree(p)) return search_trees<T>(p, query, points, queries, counts, limit, out, stream);
+  if (wants_products(p)) return search_products<T>(p, query, points, queries, counts, limit, out, stream);
   const int warps = warps_for(p.k);
   const Sizes s = sizes_for(p, limit, warps);
   const auto start = [&](auto kernel) {

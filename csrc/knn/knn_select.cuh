@@ -166,6 +166,9 @@ inline int room_for(int64_t k) {
   return k > kWarp ? std::max(room, 2 * kWarp) : room;
 }
 
+// Of a block whose warps select k each.
+inline int warps_for(int64_t k) { return k <= 128 ? 8 : (k <= 512 ? 4 : 2); }
+
 // The greatest distance of a neighbour.
 inline float finite_limit(double limit) { return float(std::min(limit, double(std::numeric_limits<float>::max()))); }
 

@@ -33,8 +33,6 @@ inline bool wants_tree(const Problem& p) {
                          p.points >= 8 * p.k && p.batch * p.queries >= ceil_div(kTreePairs, p.points));
 }
 
-inline int warps_for(int64_t k) { return k <= 128 ? 8 : (k <= 512 ? 4 : 2); }  // of a block
-
 struct Tree {
   int dims, levels;
   int64_t batch, leaves, nodes;  // of a cloud

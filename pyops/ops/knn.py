@@ -60,12 +60,14 @@ def knn(
         (tensor([[[0, 2, 3]]]), tensor([[[0., 1., 1.]]]))
 
     Cost:
-        ``3 * M * N * D`` operations; no matrix of distances is stored. On a CPU large clouds of few dimensions go into
-        a tree first, which leaves some hundred distances a query, also where points coincide; of clouds of many
+        ``3 * M * N * D`` operations; no matrix of all distances is stored. On a CPU large clouds of few dimensions go
+        into a tree first, which leaves some hundred distances a query, also where points coincide; of clouds of many
         dimensions a product of matrices, whose rounding is bounded, leaves little more than k distances a query. On a
         GPU clouds of 4096 points or more of up to 3 dimensions go into trees too, of 8192 with 4, and so on up to
         131,072 with 8, where there are ``8 * k`` points or more and ``B * M * N`` is 2^26 or more; a tree takes
-        ``4 * (D + 2)`` bytes a point and is built at every call. The Triton kernels compare all pairs at every size.
+        ``4 * (D + 2)`` bytes a point and is built at every call. Products come there with 64 dimensions or more, where
+        ``M * N * D`` is 2^28 or more and N from ``8 * k`` to 2^21; they take ``4 * N * D`` bytes and 128 MB for blocks
+        of queries, and are as exact where TF32 is allowed. The Triton kernels compare all pairs at every size.
 
     Source:
         Bentley, Multidimensional Binary Search Trees Used for Associative Searching, Communications of the ACM 18(9),

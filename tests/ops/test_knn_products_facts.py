@@ -143,3 +143,20 @@ def test_threads_and_tasks():
         assert torch.equal(run.squared_distances, runs[0].squared_distances)
     assert_equals_definition(query[:1, ::9], points[None], 4)
     assert runs[0].indices[0, :, 0].tolist() == list(range(1100))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tf32", (False, True))
+@pytest.mark.parametrize("kind", ("uniform", "clustered", "offset", "not finite"))
+def test_products_of_a_gpu(kind, tf32, monkeypatch):
+    """The bits of the CPU in whatever precision torch may multiply; nothing waits, so that a graph can hold it."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
+    points = points_of(kind, 5000, 256)
+    clouds = queries_of(points, 300)[None], points[None]
+    on_gpu, expected = [cloud.cuda() for cloud in clouds], pyops.knn(*clouds, 10)
+    runs, graph = [pyops.knn(*on_gpu, 10)], torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        runs.append(pyops.knn(*on_gpu, 10))
+    graph.replay()
+    for run in runs:
+        assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(run, expected, strict=True))
