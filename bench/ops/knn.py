@@ -137,18 +137,22 @@ class Knn(Case):
 
     @property
     def least_flops(self) -> int:
-        """Of the neighbours themselves; in many dimensions there is no way around the others."""
-        return self.flops if self.dims > 16 else 3 * self.batch * self.queries * self.k * self.dims
+        """Of the neighbours themselves; in many dimensions there is no way around products with the others."""
+        if self.dims > 16:
+            return 2 * self.batch * self.queries * self.points * self.dims
+        return 3 * self.batch * self.queries * self.k * self.dims
 
     def bound(self, chip: Chip) -> Bound:
-        """A lane reads every coordinate of every point for its query, and in many dimensions the query's, too."""
-        words = (
-            self.batch
-            * self.queries
-            * self.points
-            * self.dims
-            * (1 if self.dims <= 3 and self.k <= 32 else 2)
-        )
+        """What the kernel that such clouds go to is held up by (`csrc/knn/knn*.cu`)."""
+        pairs = self.batch * self.queries * self.points
+        if self.dims >= 64 and self.queries * self.points * self.dims >= 1 << 28:
+            products = self.least_flops / chip.flops("fma")
+            return Bound(products + 16 * pairs / chip.copied, "products, then two looks at all of them")
+        if self.dims <= 3 and self.points >= 4096 and pairs >= 1 << 26:
+            steps = 800 * self.batch * self.queries / (2 / 3 * 4 * chip.multiprocessors * chip.clock)
+            return Bound(steps, "instructions on the way through a tree")
+        # A lane reads every coordinate of every point for its query, and in many dimensions the query's, too.
+        words = pairs * self.dims * (1 if self.dims <= 3 and self.k <= 32 else 2)
         return Bound(words / chip.words, "coordinates of all pairs from shared memory")
 
 
