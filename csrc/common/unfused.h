@@ -1,5 +1,5 @@
-// Included first, before any other header: in this file no product is fused with a sum, so that every operation is rounded
-// by itself. Files that want fused products elsewhere use barriers instead, which cost GCC a vector's rearrangement each.
+// Included before the headers of a stem: from here on no product is fused with a sum, so that every operation is rounded by
+// itself. Files that want fused products elsewhere use barriers instead, which cost GCC a vector's rearrangement each.
 #pragma once
 
 #define PYOPS_UNFUSED 1

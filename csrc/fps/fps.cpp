@@ -1,9 +1,8 @@
 // Schema of the stem, and farthest point sampling on the CPU: a thread for each cloud.
-#include "../common/unfused.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include "../common/pixel.h"
+#include "../common/unfused.h"
 #include "fps_args.h"
 #include "fps_division.h"
 #include "fps_walk.h"

@@ -1,6 +1,5 @@
 // Nearest neighbours on the CPU: the checks, and which way to search. A task takes queries one by one.
 #include "../common/unfused.h"
-
 #include "knn_cpu.h"
 
 namespace pyops::knn {

@@ -1,6 +1,5 @@
 // The first points within a radius on the CPU: a query goes over the cloud until it has enough.
 #include "../common/unfused.h"
-
 #include "knn_cpu.h"
 
 namespace pyops::knn {

@@ -1,6 +1,5 @@
 // Nearest neighbours in large clouds of few dimensions on the CPU: a tree for each cloud, then queries leaf by leaf.
 #include "../common/unfused.h"
-
 #include "knn_cpu.h"
 #include "knn_tree_search.h"
 

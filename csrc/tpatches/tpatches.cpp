@@ -1,10 +1,9 @@
 // Chains of patches on the CPU: frames are turned into rows of coordinates once; then a task takes some chains of one
 // direction through all frames, each of which stays in the cache for all of them.
-#include "../common/unfused.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include "../common/pixel.h"
+#include "../common/unfused.h"
 #include "tpatches_args.h"
 #include "tpatches_rows.h"
 
