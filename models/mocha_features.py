@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,13 +37,13 @@ class TimmEncoder(nn.Module):
         except ImportError as error:
             raise ImportError(f"backbone {name!r} is a network of timm: pip install timm") from error
         self.frozen = pretrained
-        self.network = timm.create_model(name, features_only=True, pretrained=pretrained)
-        reductions = self.network.feature_info.reduction()
+        network: Any = timm.create_model(name, features_only=True, pretrained=pretrained)
+        reductions = network.feature_info.reduction()
         if not {4, 8, 16, 32} <= set(reductions):
             raise ValueError(f"backbone must have maps at 1/4, 1/8, 1/16 and 1/32, {name!r}: {reductions}")
         self.indices = [reductions.index(r) for r in (4, 8, 16, 32)]
-        self.channels = tuple(self.network.feature_info.channels()[i] for i in self.indices)
-        self.network.requires_grad_(not pretrained)
+        self.channels = tuple(network.feature_info.channels()[i] for i in self.indices)
+        self.network = network.requires_grad_(not pretrained)
 
     def train(self, mode: bool = True) -> TimmEncoder:
         super().train(mode)
