@@ -2,18 +2,13 @@
 //
 // Sources that lie near each other share an order of the vertices, that in which Dijkstra's algorithm settles them from
 // one of the sources: nearly right for all, so that few sweeps remain. Orders, blocks and threads change no bit.
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#else
-#pragma GCC optimize("fp-contract=off")
-#endif
-
 #include <torch/csrc/stable/ops.h>
 
 #include <atomic>
 #include <cmath>
 #include <memory>
 
+#include "../common/unfused.h"
 #include "geodesic_graph.h"
 #include "geodesic_lanes.h"
 

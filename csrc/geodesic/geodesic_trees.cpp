@@ -1,14 +1,9 @@
 // Predecessors, and the gradient with respect to the weights, on the CPU.
-#if defined(__clang__)
-#pragma clang fp contract(off)
-#else
-#pragma GCC optimize("fp-contract=off")
-#endif
-
 #include <torch/csrc/stable/ops.h>
 
 #include <numeric>
 
+#include "../common/unfused.h"
 #include "geodesic_tree.h"
 
 namespace pyops::geodesic {
