@@ -61,6 +61,11 @@ def device_name(device: torch.device) -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
+def plain_name(name: str) -> str:
+    """Without what says nothing to a reader."""
+    return " ".join(re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b", " ", name).split())
+
+
 def slug(device: torch.device) -> str:
     """The folder of this device's results: `nvidia-h200`, `cpu-amd-epyc-2t`."""
     name = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*", " ", device_name(device).lower())

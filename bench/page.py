@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from . import plots
+from .environment import plain_name
 from .run import verdict
 
 Case = Mapping[str, Any]
@@ -141,7 +142,8 @@ def environment(result: Result) -> str:
 
 
 def device(result: Result) -> str:
-    return result["name"] if result["device"] == "cuda" else f"{result['name']}, {result['threads']} threads"
+    name = plain_name(result["name"])
+    return name if result["device"] == "cuda" else f"{name}, {result['threads']} threads"
 
 
 def shown_peers(case: Case) -> list[tuple[str, float]]:

@@ -15,12 +15,14 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from .environment import plain_name
+
 FONT = "system-ui, sans-serif"
 INK = "#010203"  # replaced by currentColor
 PALETTE = ("#3b82f6", "#d97706", "#10b981", "#e11d48", "#8b5cf6", "#64748b")
 MARKERS = "osD^vP"
 WIDTH_IN = 4.6  # a phone's width: text keeps its size there, and grows on a desktop
-ROW_IN = 0.4
+ROW_IN, LINE_IN = 0.4, 0.14  # with a title of one line, and for each more
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pyops",
@@ -51,10 +53,10 @@ def ratios(result: Mapping[str, Any], headline: bool = False) -> str:
         axes.set_xlim(min(low, 0.5), max(high, 2))
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}x" if x >= 1 else f"1/{1 / x:g}x")
         axes.axvline(1, color=INK, linewidth=1)
-        axes.set_xlabel(f"time of the peer / time of pyops on {result['name']}")
+        axes.set_xlabel(f"time of the peer / time of pyops on {plain_name(result['name'])}")
         if peers:
             figure.legend(loc="lower left", ncols=2, frameon=False, handletextpad=0.2, columnspacing=1)
-        return _svg(figure, f"Ratios to peers on {result['name']}")
+        return _svg(figure, f"Ratios to peers on {plain_name(result['name'])}")
 
 
 def bandwidth(result: Mapping[str, Any]) -> str:
@@ -70,7 +72,7 @@ def bandwidth(result: Mapping[str, Any]) -> str:
             )
         axes.set_xlim(0, max([100.0, *shares.values()]) * 1.1)
         axes.set_xlabel("percent of a copy of the same bytes")
-        return _svg(figure, f"Share of copy bandwidth on {result['name']}")
+        return _svg(figure, f"Share of copy bandwidth on {plain_name(result['name'])}")
 
 
 def standalone(svg: str) -> str:
@@ -82,13 +84,16 @@ def standalone(svg: str) -> str:
 def _rows(titles: list[str], legend_rows: int = 0) -> tuple[plt.Figure, plt.Axes]:
     """Horizontal rows with the title above each: no wide margin is spent on labels."""
     bottom = 0.5 + 0.2 * legend_rows
-    height = ROW_IN * max(1, len(titles)) + bottom + 0.1
+    wrapped = [textwrap.fill(title, 60) for title in titles]
+    row_in = ROW_IN + LINE_IN * max((text.count("\n") for text in wrapped), default=0)
+    top = 1 - 0.4 * ROW_IN / row_in  # as far above a row as its title reaches
+    height = row_in * (max(1, len(titles)) - 1 + top + 0.6) + bottom + 0.1
     figure, axes = plt.subplots(figsize=(WIDTH_IN, height))
-    figure.subplots_adjust(left=0.04, right=0.98, bottom=bottom / height, top=1 - 0.1 / height)
-    for row, title in enumerate(titles):
-        lines = textwrap.fill(title, 60)
-        axes.text(0.0, row - 0.18, lines, transform=axes.get_yaxis_transform(), va="bottom", size=8)
-    axes.set_ylim(max(1, len(titles)) - 0.4, -0.6)
+    figure.subplots_adjust(left=0.04, right=0.96, bottom=bottom / height, top=1 - 0.1 / height)
+    for row, text in enumerate(wrapped):
+        to = row - 0.18 * ROW_IN / row_in
+        axes.text(0.0, to, text, transform=axes.get_yaxis_transform(), va="bottom", size=8)
+    axes.set_ylim(max(1, len(titles)) - 0.4, -top)
     axes.set_yticks([])
     axes.spines[["top", "left", "right"]].set_visible(False)
     axes.grid(axis="x", color=INK, alpha=0.12)

@@ -45,7 +45,7 @@ def load(results: Path) -> dict[str, list[Result]]:
 
 def markdown(ops: Mapping[str, Sequence[Result]]) -> str:
     """One row per headline workload, one column per device; a kind of device without results says so."""
-    devices = {r["slug"]: label(r) for measured in ops.values() for r in measured}
+    devices = {r["slug"]: page.device(r) for measured in ops.values() for r in measured}
     kinds = {r["device"] for measured in ops.values() for r in measured}
     missing = [name for kind, name in (("cpu", "CPU"), ("cuda", "GPU")) if kind not in kinds]
     rows = []
@@ -77,10 +77,6 @@ def summary(case: Mapping[str, Any] | None) -> str:
     return (
         page.milliseconds(ours["median_ms"]) + "".join(ratios) + ("" if ours["match"] else " (wrong result)")
     )
-
-
-def label(result: Result) -> str:
-    return result["name"] if result["device"] == "cuda" else f"{result['name']}, {result['threads']} threads"
 
 
 def update_readme(readme: Path, block: str) -> None:
