@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kTile = 4096;  // numbers
 constexpr int kMostPoints = 1024, kMostStaged = 128;
-constexpr int kFewDims = 8;  // which a query keeps in registers
 
 struct Sizes {
   int64_t batch, queries, blocks;  // of queries, for each cloud
